@@ -1,0 +1,96 @@
+"""Put adapters on a model, take them off, save them, load them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from spp_cli.adapters import TABLE
+from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.errors import ModelError
+from spp_cli.models.decoder import Linear
+
+__all__ = ["adapted_layers", "attach", "load_adapter", "read_adapter_config", "save_adapter"]
+
+WEIGHTS = "adapter.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def attach(model: nn.Module, linears: Iterable[Linear], method: AdapterMethod) -> int:
+    """Replace each linear by an adapted one, freeze all else; return the trainable parameters."""
+    model.requires_grad_(False)
+    for linear in linears:
+        bias = linear.module.bias
+        weight = linear.weight.contiguous()
+        adapted = method.wrap(weight, None if bias is None else bias.data)  # type: ignore[arg-type]
+        parent, _, child = linear.name.rpartition(".")
+        setattr(model.get_submodule(parent), child, adapted)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """Return the adapted layers of a model by name, in order."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)
+    }
+
+
+def save_adapter(model: nn.Module, folder: Path, description: dict[str, Any]) -> None:
+    """Write what trains into ``folder``, and ``description`` (method, base's digests) beside it."""
+    tensors = {
+        f"{layer}.{name}": parameter.detach().cpu().contiguous()
+        for layer, module in adapted_layers(model).items()
+        for name, parameter in module.adapter_parameters().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_adapter_config(folder: Path) -> tuple[AdapterMethod, dict[str, Any]]:
+    """Return the adapter's settings, and the whole description that was saved with it."""
+    path = folder / CONFIG
+    try:
+        description = json.loads(path.read_bytes())
+        module, _, attribute = TABLE[description["adapter"]["name"]].partition(":")
+        method = getattr(importlib.import_module(module), attribute)
+        return method.model_validate(description["adapter"]), description
+    except FileNotFoundError:
+        raise ModelError(f"{folder} has no {CONFIG}; it is not an adapter") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is corrupt: {error}. Finetune again: spp finetune") from error
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Fill the attached adapters of ``model`` with the saved ones.
+
+    Raises:
+        ModelError: missing or corrupt file, or an adapter for other layers or shapes.
+    """
+    path = folder / WEIGHTS
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is missing or corrupt: {error}. Finetune again") from error
+    wanted = {
+        f"{layer}.{name}": parameter
+        for layer, module in adapted_layers(model).items()
+        for name, parameter in module.adapter_parameters().items()
+    }
+    for name in wanted.keys() ^ saved.keys():
+        where = "the adapter" if name in saved else "the model"
+        raise ModelError(f"{path} is for another base: only {where} has {name}")
+    for name, parameter in wanted.items():
+        if parameter.shape != saved[name].shape:
+            raise ModelError(
+                f"{path} is for another base: {name} is {tuple(saved[name].shape)}, "
+                f"the model's is {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(saved[name])

@@ -1,0 +1,402 @@
+"""The configuration: one frozen model a stage, mirrored by the YAML, unknown keys refused.
+
+Every default, range and one-line description lives here and nowhere else: the command line's help,
+the reference in the README and the error messages are all made from these fields.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict about types, complete by its defaults.
+
+    A section left empty in the YAML has all its defaults. ``short`` names the key that a text in
+    place of the section stands for: ``model: demo`` is ``model: {path: demo}``.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )
+    short: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        return {cls.short: value} if cls.short and isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Marks a field that names an entry of ``package.TABLE``, with that entry's own keys.
+
+    ``method: sparsegpt`` and ``method: {name: sparsegpt, damping: 0.05}`` both become an object of
+    the class that the table names. The package's table is read when it is asked for and the class
+    imported when a value is checked, so that ``--help`` never waits for torch.
+    """
+
+    package: str
+    kind: str
+    default: str
+
+    def table(self) -> dict[str, str]:
+        """Return "module:Class" by name."""
+        table: dict[str, str] = importlib.import_module(self.package).TABLE
+        return table
+
+    def load(self, name: str) -> type[BaseModel]:
+        """Return the class that ``name`` stands for; KeyError if the table has no such name."""
+        module, _, attribute = self.table()[name].partition(":")
+        found: type[BaseModel] = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def construct(self, value: Any) -> Any:
+        """Return the object that a name, or a mapping of a name and keys, describes."""
+        if isinstance(value, BaseModel):
+            return value
+        keys = {"name": value} if isinstance(value, str) else value
+        if not isinstance(keys, Mapping):
+            raise PydanticCustomError(
+                "plugin", "must be the name of {kind}, or a mapping with a name", vars(self)
+            )
+        name, names = keys.get("name", self.default), self.table()
+        if name not in names:
+            allowed = f"{', '.join(names)}{nearest(str(name), names)}"
+            raise PydanticCustomError("plugin", "must be one of {allowed}", {"allowed": allowed})
+        return self.load(name).model_validate({**keys, "name": name})
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.construct, handler(source))
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return ". Did you mean 'x'?" for the word most like ``word``, or nothing."""
+    found = difflib.get_close_matches(word, list(words), n=1)
+    return f". Did you mean '{found[0]}'?" if found else ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Marks a text that must pass a check; ``allowed`` says in words what does."""
+
+    passes: Callable[[str], object]
+    allowed: str
+
+    def check(self, value: str) -> str:
+        """Return ``value`` if it passes."""
+        if not self.passes(value):
+            raise PydanticCustomError("text", "must be {allowed}", {"allowed": self.allowed})
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+def _at_commas(value: Any) -> Any:
+    """Split "a, b" into its parts, so that a list may be written as one text."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def parse_n_of_m(pattern: Any) -> tuple[int, int] | None:
+    """Return (kept, of) for "2:4" and its like; None for anything else, "4:2" included."""
+    match = re.fullmatch(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})", str(pattern))
+    kept, of = (int(match[1]), int(match[2])) if match else (0, 0)
+    return (kept, of) if kept < of else None
+
+
+Length = Annotated[int, Field(ge=8)] | Literal["auto"]
+Names = Annotated[tuple[str, ...], BeforeValidator(_at_commas), Field(strict=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+Device = Annotated[
+    str, Checked(re.compile(r"auto|cpu|cuda(:[0-9]+)?").fullmatch, "auto, cpu, cuda or cuda:N")
+]
+Pattern = Annotated[
+    str,
+    Checked(
+        lambda text: text == "unstructured" or parse_n_of_m(text),
+        "unstructured, or N:M with 0 < N < M, for example 2:4",
+    ),
+]
+RunName = Annotated[
+    str,
+    Checked(
+        re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*").fullmatch,
+        "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    ),
+]
+
+
+class ModelConfig(Section):
+    """Which dense model, and how it is held in memory."""
+
+    short = "path"
+
+    path: Text = Field(
+        "demo", description="Folder or hub id of the dense model; 'demo' is the embedded one"
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the weights in memory and in the results; auto: as stored"
+    )
+    device: Device = Field(
+        "auto",
+        description="auto, cpu, cuda or cuda:N; auto: the first GPU if there is one",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model; only for authors you trust"
+    )
+
+
+class TextConfig(Section):
+    """Where plain text comes from; shared by everything that reads text."""
+
+    source: Text = Field(
+        "auto",
+        description="demo, c4, wikitext2, a text or JSON lines file, a folder of them, or a hub "
+        "data set; auto: demo for the embedded model, else c4 (evaluation: wikitext2)",
+    )
+    subset: str | None = Field(
+        None, description="Configuration of a hub data set, for example 'en'"
+    )
+    split: str | None = Field(
+        None, description="Split of a hub data set; default: what the use asks for"
+    )
+    field: Text = Field("text", description="Key of the text in JSON lines and hub data sets")
+    sequence_length: Length = Field(
+        "auto",
+        description="Tokens of a sequence; auto: 2048, or the model's context if that is shorter",
+    )
+
+
+class CalibrationConfig(TextConfig):
+    """The text whose activations tell a method which weights matter."""
+
+    samples: int = Field(128, ge=1, description="Number of calibration sequences")
+    seed: Seed = Field(0, description="Seed of the draw of sequences")
+    batch_size: int = Field(4, ge=1, description="Sequences that pass a block at once")
+
+
+class PruneConfig(Section):
+    """Which weights go, and how they are chosen."""
+
+    method: Annotated[Any, Plugin("spp_cli.pruning", "a pruning method", "wanda")] = Field(
+        "wanda", description="Pruning method; in YAML also a mapping of its name and its own keys"
+    )
+    pattern: Pattern = Field(
+        "unstructured",
+        description="unstructured, or N:M for N weights kept of every M inputs (2:8 is 75 %)",
+    )
+    sparsity: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of zeros, between 0 and 1; with N:M it follows from the pattern",
+    )
+    include: Names = Field(
+        ("*",), min_length=1, description="Globs of linear layers to prune, e.g. '*.mlp.*'"
+    )
+    exclude: Names = Field(
+        (), description="Globs of linear layers to leave dense, e.g. '*.down_proj'"
+    )
+    calibration: CalibrationConfig = Field(
+        default_factory=CalibrationConfig, description="The text whose activations guide the method"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_follows_from_n_of_m(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "sparsity" not in value:
+            parsed = parse_n_of_m(value.get("pattern"))
+            return {**value, "sparsity": 1 - parsed[0] / parsed[1]} if parsed else value
+        return value
+
+    @field_validator("sparsity")
+    @classmethod
+    def _agrees_with_the_pattern(cls, sparsity: float, info: ValidationInfo) -> float:
+        pattern = info.data.get("pattern")
+        parsed = parse_n_of_m(pattern)
+        if parsed and not math.isclose(sparsity, implied := 1 - parsed[0] / parsed[1]):
+            raise PydanticCustomError(
+                "pattern",
+                "but pattern {pattern} keeps {kept} of every {of}, a sparsity of {implied}. "
+                "Leave sparsity out, or choose pattern: unstructured",
+                {
+                    "pattern": pattern,
+                    "kept": parsed[0],
+                    "of": parsed[1],
+                    "implied": f"{implied:.4g}",
+                },
+            )
+        return sparsity
+
+
+class TrainingDataConfig(Section):
+    """The rows to train and validate on, and how they become tokens."""
+
+    source: Text = Field(
+        "auto",
+        description="demo, a JSON, JSON lines or text file, a folder, or a hub data set; auto: "
+        "demo for the embedded model, else vicgalle/alpaca-gpt4",
+    )
+    subset: str | None = Field(None, description="Configuration of a hub data set")
+    split: str | None = Field(None, description="Split of a hub data set; default: train")
+    field: Text = Field("text", description="Key of the text, for format: text")
+    format: Literal["auto", "alpaca", "chat", "text"] = Field(
+        "auto",
+        description="alpaca: instruction/input/output; chat: messages; text: packed into blocks",
+    )
+    train_on_prompt: bool = Field(True, description="Count the loss on the prompt too, as SPP does")
+    sequence_length: Length = Field(
+        512, description="Longest row in tokens, or the block of packed text"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="Use only so many rows or blocks; default: all"
+    )
+    validation_source: Text | None = Field(
+        None,
+        description="Rows to validate on; default: a part of source, or demo's own held-out text",
+    )
+    validation_samples: int = Field(128, ge=1, description="Rows or blocks to validate on")
+
+
+class FinetuneConfig(Section):
+    """How the weights that stayed learn to make up for those that went."""
+
+    adapter: Annotated[Any, Plugin("spp_cli.adapters", "an adapter", "spp")] = Field(
+        "spp", description="Adapter; in YAML also a mapping of its name and its own keys"
+    )
+    target_modules: Names = Field(
+        ("*",), min_length=1, description="Globs of pruned linear layers that get an adapter"
+    )
+    exclude_modules: Names = Field((), description="Globs of linear layers that get none")
+    data: TrainingDataConfig = Field(
+        default_factory=TrainingDataConfig, description="The rows to train and validate on"
+    )
+    learning_rate: float = Field(
+        4e-3, gt=0, description="Peak learning rate; 4e-3 suits 7B, small models want more"
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Decay of the learning rate"
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up")
+    weight_decay: float = Field(0.001, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
+    batch_size: int = Field(4, ge=1, description="Rows of one step on one device")
+    gradient_accumulation_steps: int = Field(
+        32, ge=1, description="Steps whose gradients are summed"
+    )
+    epochs: float = Field(3.0, gt=0, description="Passes over the rows; max_steps overrides it")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, whatever epochs says")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: less memory, more time"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the products; auto: float32 on CPU, the model's type on GPU"
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between validations; default: 5 in all"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints; default: as validations"
+    )
+
+
+class MergeConfig(Section):
+    """How closely a merge is checked."""
+
+    check_sequences: int = Field(
+        4, ge=1, description="Sequences on which adapter and merged logits are compared"
+    )
+    check_length: int = Field(128, ge=8, description="Tokens in each of them")
+
+
+class PerplexityConfig(TextConfig):
+    """The text whose perplexity is measured."""
+
+    max_chunks: int | None = Field(
+        None, ge=1, description="Stop after so many chunks; default: the whole text"
+    )
+
+
+class EvalConfig(Section):
+    """What is measured, on which stages."""
+
+    tasks: Names = Field(
+        ("perplexity",),
+        min_length=1,
+        description="perplexity, zeroshot, next-line, or tasks of lm-evaluation-harness",
+    )
+    stages: Annotated[
+        tuple[Literal["dense", "prune", "finetune", "merge"], ...], BeforeValidator(_at_commas)
+    ] = Field(
+        ("dense", "prune", "finetune", "merge"),
+        strict=False,
+        min_length=1,
+        description="Stages to evaluate; those that are not there yet are left out",
+    )
+    perplexity: PerplexityConfig = Field(
+        default_factory=PerplexityConfig, description="The text whose perplexity is measured"
+    )
+    num_fewshot: int = Field(0, ge=0, description="Solved examples before each question")
+    limit: int | None = Field(None, ge=1, description="Only the first so many questions of a task")
+    batch_size: int = Field(8, ge=1, description="Sequences at once")
+    task_folder: Text | None = Field(None, description="Folder with task YAMLs of your own")
+    data_folder: Text | None = Field(
+        None, description="Folder with copies of hub data sets: DATA_FOLDER/owner/name/…"
+    )
+
+
+class SppConfig(Section):
+    """The whole: what a YAML file may say, and what a run without one means."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The dense model")
+    workspace: Text = Field(
+        "workspace", description="Folder of all runs; $SPP_WORKSPACE sets the default"
+    )
+    run: RunName | None = Field(
+        None, description="Name of the run; default: model, method and pattern"
+    )
+    seed: Seed = Field(0, description="Seed of everything drawn at random but the calibration")
+    prune: PruneConfig = Field(default_factory=PruneConfig, description="spp prune")
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="spp finetune")
+    merge: MergeConfig = Field(default_factory=MergeConfig, description="spp merge")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="spp eval")
+
+    def run_name(self) -> str:
+        """Return ``run``, or a name made of the model, the method and the pattern."""
+        if self.run:
+            return self.run
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.path.rstrip("/").rsplit("/", 1)[-1])
+        pattern = self.prune.pattern
+        amount = f"{self.prune.sparsity:g}"
+        if pattern != "unstructured":
+            amount = pattern.replace(":", "of")
+        return f"{model.strip('-._') or 'model'}-{self.prune.method.name}-{amount}".lower()

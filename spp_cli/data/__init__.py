@@ -1,0 +1,1 @@
+"""Text and instruction rows, from a file, a folder, the hub or Python itself, to token ids."""

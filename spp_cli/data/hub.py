@@ -1,0 +1,135 @@
+"""Data sets of the Hugging Face hub, or copies of them on disk, row by row through ``datasets``."""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spp_cli.data.files import Row, read_rows
+from spp_cli.errors import DataError
+
+__all__ = ["HubSet", "hub_rows", "offline_if_unreachable"]
+
+PATIENCE = 5.0  # seconds to wait for the hub's first answer
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One split of a data set: ``name`` is "owner/name", ``file`` one of its files or all."""
+
+    name: str
+    subset: str | None
+    split: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        details = [self.file] if self.file else [self.subset, f"split {self.split}"]
+        return f"{self.name} ({', '.join(filter(None, details))})"
+
+
+def hub_rows(wanted: HubSet, *, data_folder: str | None, remedy: str) -> Iterator[Row]:
+    """Yield the rows of ``wanted``, from ``data_folder``/owner/name if that is there.
+
+    ``remedy`` is the sentence that ends an error message: how to supply the data set from disk.
+
+    Raises:
+        DataError: no such data set, subset, split or file; or the hub cannot be reached, which is
+            found out within seconds.
+    """
+    import datasets  # slow to import, and needed by few runs
+
+    copy = Path(data_folder).expanduser() / wanted.name if data_folder else None
+    try:
+        rows = _rows_of_copy(wanted, copy) if copy and copy.is_dir() else _rows_of_hub(wanted)
+        for number, value in enumerate(rows, start=1):
+            yield Row(f"{wanted.name} row {number}", value)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+        *_http_errors(),
+    ) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"data set {wanted}: {reason}. {remedy}") from error
+
+
+def _http_errors() -> list[type[Exception]]:
+    # The hub's client lets the errors of its HTTP library through, which depends on its version.
+    loaded = filter(None, map(sys.modules.get, ("httpx2", "httpx")))
+    return [library.HTTPError for library in loaded]
+
+
+def _rows_of_copy(wanted: HubSet, folder: Path) -> Iterator[Any]:
+    import datasets
+
+    if wanted.file:
+        if not (folder / wanted.file).is_file():
+            raise FileNotFoundError(f"the copy in {folder} lacks this file")
+        return (row.value for row in read_rows(folder / wanted.file))
+    subset = wanted.subset
+    if subset and (folder / subset).is_dir() and not (folder / "README.md").is_file():
+        folder, subset = folder / subset, None  # only the README tells datasets of subsets
+    # Streamed, the files are read where they are, without a second copy in a cache.
+    return iter(datasets.load_dataset(str(folder), subset, split=wanted.split, streaming=True))
+
+
+def _rows_of_hub(wanted: HubSet) -> Iterator[Any]:
+    import datasets
+    import huggingface_hub
+
+    with offline_if_unreachable() as reachable:
+        try:
+            if wanted.file:
+                download = huggingface_hub.hf_hub_download
+                file = download(wanted.name, wanted.file, repo_type="dataset")
+                return (row.value for row in read_rows(Path(file)))
+            return iter(datasets.load_dataset(wanted.name, wanted.subset, split=wanted.split))
+        except OSError:
+            if reachable:
+                raise
+            raise ConnectionError("no connection to the hub, nor a copy in its cache") from None
+
+
+@contextmanager
+def offline_if_unreachable() -> Iterator[bool]:
+    """Run a block from the hub's cache alone if the hub does not answer; give whether it does.
+
+    Left to itself, the hub's client tries for half a minute, and for each file anew.
+    """
+    from datasets import config
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE:
+        yield False
+        return
+    reachable = _answers(constants.ENDPOINT)
+    # Both libraries read their switch from the environment on import, and look at it at each use.
+    switches = [(constants, "HF_HUB_OFFLINE"), (config, "HF_HUB_OFFLINE")]
+    try:
+        for module, name in switches:
+            setattr(module, name, not reachable)
+        yield reachable
+    finally:
+        for module, name in switches:
+            setattr(module, name, False)
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with urllib.request.urlopen(request, timeout=PATIENCE):
+            return True
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a friendly one
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # the client may trust more certificates
+    except OSError:
+        return False

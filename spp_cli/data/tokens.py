@@ -1,0 +1,219 @@
+"""Token tensors of one shape, for calibration and for perplexity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spp_cli.config import CalibrationConfig, PerplexityConfig
+from spp_cli.data.text import find, load_texts
+from spp_cli.data.windows import Windows, windows_of_documents, windows_of_packed
+from spp_cli.errors import ConfigError, DataError
+
+__all__ = [
+    "TokenSet",
+    "calibration_tokens",
+    "close",
+    "encode",
+    "encode_document",
+    "encode_documents",
+    "evaluation_tokens",
+    "resolve_length",
+    "token_digest",
+]
+
+_AT_ONCE = 32  # documents, whose tokens are held with all their offsets meanwhile
+_PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Token ids (samples, length) in int64, where they come from, and how they were cut.
+
+    ``recipe`` is "documents" (windows inside single documents, the published way), "packed" (of
+    documents end to end), "packed, overlapping", "chunks" (the whole text in order) or "stored".
+    ``digest`` is a SHA-256 in hex over the ids and the shape.
+    """
+
+    tokens: Tensor
+    source: str
+    digest: str
+    recipe: str
+
+
+def calibration_tokens(
+    config: CalibrationConfig, tokenizer: Any, length: int, *, demo: bool
+) -> TokenSet:
+    """Return ``config.samples`` sequences of ``length`` tokens, the same for the same seed.
+
+    Raises:
+        DataError: the text cannot be had, or is too short.
+    """
+    section, samples = "prune.calibration", config.samples
+    stored = _stored_tokens(config.source, section, length, tokenizer)
+    if stored is not None:
+        if len(stored) < samples:
+            raise DataError(
+                f"{config.source}: {len(stored)} sequences, and {section}.samples is {samples}. "
+                "Lower it, or store more"
+            )
+        return _token_set(stored[:samples], config.source, "stored")
+    texts = load_texts(config, "calibration", demo=demo)
+    drawn = _draw(texts.documents, tokenizer, samples=samples, length=length, seed=config.seed)
+    if not drawn.rows:
+        raise DataError(
+            f"{section}.source: {texts.name} has {drawn.tokens} tokens, and {samples} different "
+            f"sequences of {length} need at least {length + samples - 1}. "
+            f"Lower {section}.samples or sequence_length, or give more text"
+        )
+    return _token_set(torch.tensor(drawn.rows), texts.name, drawn.recipe)
+
+
+def _draw(
+    documents: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int
+) -> Windows:
+    """Draw as published, unless the documents that come up are all too short, or too few."""
+    counts = {"samples": samples, "length": length, "seed": seed}
+    drawn = windows_of_documents(documents, partial(encode, tokenizer), **counts)
+    # With fewer tokens than are asked for, the same few passages would come again and again.
+    if drawn.tokens >= samples * length:
+        return drawn
+    return windows_of_packed(documents, partial(encode_document, tokenizer), **counts)
+
+
+def evaluation_tokens(
+    config: PerplexityConfig, tokenizer: Any, length: int, *, demo: bool, data_folder: str | None
+) -> TokenSet:
+    """Return the test text in consecutive chunks (chunks, length); what is left over is dropped.
+
+    Documents are joined by a blank line and tokenized at once, as published for WikiText-2.
+
+    Raises:
+        DataError: the text cannot be had, or is shorter than one chunk.
+    """
+    section = "eval.perplexity"
+    stored = _stored_tokens(config.source, section, length, tokenizer)
+    if stored is not None:
+        return _token_set(stored[: config.max_chunks], config.source, "stored")
+    texts = load_texts(config, "test", demo=demo, data_folder=data_folder)
+    ids = encode(tokenizer, "\n\n".join(texts.documents))
+    chunks = len(ids) // length
+    if not chunks:
+        raise DataError(
+            f"{section}.source: {texts.name} has {len(ids)} tokens, less than one chunk of "
+            f"{length}. Lower {section}.sequence_length, or give more text"
+        )
+    tokens = torch.tensor(ids[: chunks * length]).view(chunks, length)
+    return _token_set(tokens[: config.max_chunks], texts.name, "chunks")
+
+
+def resolve_length(
+    configured: int | Literal["auto"], model_config: Any, default: int = 2048
+) -> int:
+    """Return the tokens a sequence: as configured, or ``default`` where the context is that long.
+
+    Never the context itself by default, which is 131072 on newer models.
+
+    Raises:
+        ConfigError: the configured length does not fit into the model's context.
+    """
+    if hasattr(model_config, "get_text_config"):
+        model_config = model_config.get_text_config()
+    context = getattr(model_config, "max_position_embeddings", None)
+    if configured == "auto":
+        return min(default, context or default)
+    if context and configured > context:
+        raise ConfigError(
+            f"sequence_length is {configured}, and the model's context is {context} tokens. "
+            f"Set at most {context}, or auto"
+        )
+    return configured
+
+
+def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Return the tokens of ``text``, with the tokenizer's own special tokens around it or not."""
+    # Not verbose: a long text is cut afterwards, so a warning that it exceeds the context misleads.
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def encode_document(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a whole document: as ``encode``, and the end of sequence closes it."""
+    return close(tokenizer, encode(tokenizer, text))
+
+
+def encode_documents(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yield ``encode_document`` of each text, using all cores where the tokenizer can."""
+    for first in range(0, len(texts), _AT_ONCE):
+        batch = list(texts[first : first + _AT_ONCE])
+        for ids in tokenizer(batch, verbose=False)["input_ids"]:
+            yield close(tokenizer, list(ids))
+
+
+def close(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Return ``ids`` with the end of sequence after them, unless it is there or there is none."""
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def token_digest(rows: Iterable[Sequence[int] | np.ndarray]) -> str:
+    """Return the SHA-256, in hex, over all ids and the length of each row; the same everywhere."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little"))
+        digest.update(np.asarray(row, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _token_set(tokens: Tensor, source: str, recipe: str) -> TokenSet:
+    return TokenSet(tokens, source, token_digest(tokens.numpy()), recipe)
+
+
+def _stored_tokens(source: str, section: str, length: int, tokenizer: Any) -> Tensor | None:
+    """Return ``tokens`` (samples, length) of a safetensors file, or None if it is not one."""
+    suffix = Path(source).suffix.lower()
+    if suffix in _PICKLED:
+        raise DataError(
+            f"{section}.source: {source} is a pickle, which can run code when it is read. Save it "
+            'with safetensors.torch.save_file({"tokens": tokens}, "tokens.safetensors")'
+        )
+    path = find(source, f"{section}.source") if suffix == ".safetensors" else None
+    if path is None:
+        return None
+    tokens = _read_tokens(path)
+    if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64) or not tokens.numel():
+        found = f"{tokens.dtype} {tuple(tokens.shape)}".removeprefix("torch.")
+        raise DataError(f"{path}: tokens is {found}, must be int64 or int32 (samples, length)")
+    if tokens.shape[1] != length:
+        raise DataError(
+            f"{path}: sequences of {tokens.shape[1]} tokens, and {length} are asked for. "
+            f"Set {section}.sequence_length to {tokens.shape[1]}"
+        )
+    if tokens.min() < 0 or tokens.max() >= len(tokenizer):
+        raise DataError(
+            f"{path}: token ids from {int(tokens.min())} to {int(tokens.max())}, and the tokenizer "
+            f"has 0 to {len(tokenizer) - 1}. Store the tokens of this model's tokenizer"
+        )
+    return tokens.long()
+
+
+def _read_tokens(path: Path) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if "tokens" not in names:
+                raise DataError(
+                    f"{path}: no tensor is named tokens, the first is named {names[:1]}. "
+                    "Store one of shape (samples, length) under that name"
+                )
+            return file.get_tensor("tokens")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file: {error}") from error

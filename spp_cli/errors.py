@@ -1,0 +1,53 @@
+"""What can go wrong, as a tree. A message says what, where, what was found, and what to do next.
+
+SppError                exit 2: the user can mend it
+├── ConfigError         a YAML file, a flag or --set
+├── WorkspaceError      runs, stage folders, locks, the disk
+├── ModelError          a checkpoint, a tokenizer, an architecture
+├── DataError           calibration text, training rows, evaluation sets
+├── NumericalError      NaN, inf, a factorisation that fails
+└── MissingExtraError   an optional dependency that is not installed
+CheckFailed             exit 1: a check ran and its answer is no
+"""
+
+
+class SppError(Exception):
+    """A mistake the user can mend: shown as it is, without a traceback, exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(SppError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class WorkspaceError(SppError):
+    """A run or stage folder is missing, locked, stale or cannot be written."""
+
+
+class ModelError(SppError):
+    """A checkpoint cannot be read, or holds a model that spp cannot prune."""
+
+
+class DataError(SppError):
+    """Text or training rows cannot be read, or are too few."""
+
+
+class NumericalError(SppError):
+    """Arithmetic went wrong: NaN, infinity, a matrix that cannot be factorised."""
+
+
+class MissingExtraError(SppError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed. "
+            f'Run: pip install "spp-cli[{extra}]"'
+        )
+
+
+class CheckFailed(SppError):
+    """A check ran to its end and its answer is no, for example ``spp verify`` on a dense layer."""
+
+    exit_code = 1

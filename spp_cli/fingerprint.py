@@ -1,0 +1,252 @@
+"""What decides a result, settings and digests of inputs: computed, compared, put on record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spp_cli import __version__
+from spp_cli.errors import WorkspaceError
+
+FORMAT = 1  # raised when the same settings and inputs come to mean another result
+UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
+PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
+_NOT_SET = object()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that decides a stage's result, and nothing else: no path, run name or device.
+
+    ``settings`` are the sections that matter for the stage, nested as in the YAML; ``inputs`` are
+    digests by name, where an earlier stage of the run goes by the stage's name.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the canonical JSON of all fields."""
+        return sha256(canonical_json(vars(self)))
+
+
+class Manifest(BaseModel):
+    """What a finished stage puts on record: how it was made, from what, and what came of it.
+
+    ``files`` are the sizes in bytes of the output by path; ``started`` and ``finished`` ISO times.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    format: int
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    versions: dict[str, str]
+    platform: str
+    mask_digest: str | None
+    output_digest: str
+    files: dict[str, int]
+    metrics: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int | None
+    started: str
+    finished: str
+
+    def made_from(self) -> Fingerprint:
+        """Return the fingerprint that this result was made from."""
+        return Fingerprint(self.settings, self.inputs, self.seed, self.format)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting that two fingerprints do not share; as text "prune.sparsity: 0.5 → 0.75"."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_text(self.old)} → {_text(self.new)}"
+
+
+def differences(old: Fingerprint, new: Fingerprint) -> list[Difference]:
+    """Return every setting that is not the same, the seed included; inputs are not compared."""
+    found = [
+        Difference(name, before, after)
+        for name, before, after in (
+            ("format of spp", old.format, new.format),
+            ("seed", old.seed, new.seed),
+        )
+        if before != after
+    ]
+    before, after = _leaves(old.settings), _leaves(new.settings)
+    for keys in dict.fromkeys([*before, *after]):
+        was, becomes = before.get(keys, _NOT_SET), after.get(keys, _NOT_SET)
+        if _NOT_SET in (was, becomes) or canonical_json(was) != canonical_json(becomes):
+            found.append(Difference(".".join(keys), was, becomes))
+    return found
+
+
+def changed_inputs(old: Fingerprint, new: Fingerprint) -> list[str]:
+    """Return the names of inputs whose digests differ, or that only one of the two has."""
+    names = sorted({*old.inputs, *new.inputs})
+    return [name for name in names if old.inputs.get(name) != new.inputs.get(name)]
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON that is equal for equal values: sorted keys, no spaces, tuples as lists."""
+    # Reading it back first turns every key into text, so that the order is that of the texts.
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def _leaves(settings: Any, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return the values below the sections by their keys; an empty section counts as a value."""
+    if not isinstance(settings, Mapping) or (keys and not settings):
+        return {keys: settings}
+    leaves: dict[tuple[str, ...], Any] = {}
+    for key, value in settings.items():
+        leaves |= _leaves(value, (*keys, str(key)))
+    return leaves
+
+
+def _text(value: Any) -> str:
+    if value is _NOT_SET:
+        return "not set"
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def sha256(text: str) -> str:
+    """Return the SHA-256 of ``text``, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, spp and the packages that make results; imports none."""
+    found = {"python": platform.python_version(), "spp": __version__}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def file_digest(path: str | Path, cache: Path | None = None) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    ``cache`` is a JSON file that remembers digests by absolute path, size and time of change, so
+    that a model is not read twice. A cache that is corrupt or cannot be written costs time only.
+
+    Raises:
+        WorkspaceError: the file cannot be read.
+    """
+    file = Path(path).resolve()
+    with disk_errors(file, "read"):
+        before = _size_and_time(file)
+        known = _read_cache(cache).get(str(file))
+        if isinstance(known, list) and known[:2] == before and len(known) == 3:
+            return str(known[2])
+        digest = _sha256(file)
+        unchanged = _size_and_time(file) == before
+    # A file this young could change once more without its time of change showing it.
+    settled = abs(time.time_ns() - before[1]) > 1_000_000_000
+    if cache is not None and unchanged and settled:
+        with suppress(OSError, WorkspaceError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            entries = {k: v for k, v in _read_cache(cache).items() if os.path.exists(k)}
+            write_json(cache, {**entries, str(file): [*before, digest]})
+    return digest
+
+
+def folder_digest(folder: str | Path, names: Iterable[str], cache: Path | None = None) -> str:
+    """Return the SHA-256 over the ``names``, relative to ``folder``, and their files' digests."""
+    files = {name: file_digest(Path(folder) / name, cache) for name in names}
+    return sha256(canonical_json(files))
+
+
+def _size_and_time(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path | None) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        entries = json.loads(cache.read_bytes()) if cache else {}
+        return entries if isinstance(entries, dict) else {}
+    return {}
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path`` at once: a reader sees the old file or the new one.
+
+    Raises:
+        WorkspaceError: the disk is full, or ``path`` cannot be written; it is as it was before.
+    """
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` as ``write_json`` does."""
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    with disk_errors(path):
+        try:
+            with unfinished.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(unfinished, path)
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """Turn a scalar of numpy or torch into Python's: a long run must not end in a TypeError."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+
+@contextmanager
+def disk_errors(path: str | Path, verb: str = "write") -> Iterator[None]:
+    """Turn an OSError into a WorkspaceError of one line: which path, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (ENOSPC, EDQUOT, EFBIG):
+            remedy = "Finished stages are intact. Free some space, then run the same command again"
+        elif error.errno in (EACCES, EPERM, EROFS) and verb == "write":
+            remedy = "Choose a folder that you may write with --workspace"
+        elif error.errno in (ENOTDIR, EEXIST):
+            remedy = "Something else is in its place; move it, or choose another --workspace"
+        else:
+            remedy = "Mend this, then run the same command again"
+        reason = error.strerror or str(error)
+        raise WorkspaceError(f"cannot {verb} {path}: {reason}. {remedy}") from error

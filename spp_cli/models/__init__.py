@@ -1,0 +1,1 @@
+"""Checkpoints on disk, and what spp knows of the models in them."""

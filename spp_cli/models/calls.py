@@ -1,0 +1,105 @@
+"""How a model calls its decoder blocks: captured once, so that each block can then be run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spp_cli.models.decoder import Decoder
+
+__all__ = ["BlockCalls", "capture_calls"]
+
+
+@dataclass
+class BlockCalls:
+    """What each batch brings to each block.
+
+    ``hidden_states``: a batch's input to the first block, (sequences, tokens, hidden_size).
+    ``arguments``: for each block, then each batch, the other arguments of its call.
+    """
+
+    hidden_states: list[Tensor]
+    arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
+
+    def run(self, block: nn.Module, index: int, batch: int, hidden_states: Tensor) -> Tensor:
+        """Return the output of ``block``, which is the ``index``-th, for one batch."""
+        args, kwargs = self.arguments[index][batch]
+        return _first(block(hidden_states, *args, **kwargs))
+
+
+def capture_calls(decoder: Decoder, batches: Iterable[Tensor]) -> BlockCalls:
+    """Return how the model calls every block for each of ``batches`` (sequences, tokens).
+
+    Blocks differ in what they are called with (masks of sliding windows, rotary embeddings of two
+    kinds, names and positions of arguments), so each call is recorded as it is. The blocks
+    themselves are stepped over, but for one run of the first, which shows the form in which they
+    return: a bare tensor or a tuple.
+    """
+    calls = BlockCalls([], [[] for _ in decoder.blocks])
+    original = decoder.blocks[0].forward
+    form: list[Any] = []
+
+    def stand_in(index: int) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not form:
+                form.append(original(*args, **kwargs))
+            if args:
+                hidden_states, args = args[0], args[1:]
+            else:
+                hidden_states = kwargs.pop("hidden_states")
+            if index == 0:
+                calls.hidden_states.append(hidden_states)
+            known = calls.arguments[index - 1][-1:] + calls.arguments[index][:1]
+            calls.arguments[index].append(
+                _share((args, kwargs), [t for k in known for t in _leaves(k)])
+            )
+            return (hidden_states, *form[0][1:]) if isinstance(form[0], tuple) else hidden_states
+
+        return forward
+
+    for index, block in enumerate(decoder.blocks):
+        block.forward = stand_in(index)
+    try:
+        for input_ids in batches:
+            decoder.model.base_model(input_ids, use_cache=False)
+    finally:
+        for block in decoder.blocks:
+            del block.forward
+    return calls
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return _leaves(list(value.values()))
+    return []
+
+
+def _share(value: Any, known: list[Tensor]) -> Any:
+    """Replace tensors equal to a known one by that one: all batches have the same masks."""
+    if isinstance(value, Tensor):
+        for tensor in known:
+            if tensor is value or (
+                tensor.shape == value.shape
+                and tensor.dtype == value.dtype
+                and torch.equal(tensor, value)
+            ):
+                return tensor
+        return value
+    if isinstance(value, tuple | list):
+        return type(value)(_share(item, known) for item in value)
+    if isinstance(value, dict):
+        return {key: _share(item, known) for key, item in value.items()}
+    return value

@@ -1,0 +1,157 @@
+"""Models and tokenizers from a checkpoint folder, through plain transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from spp_cli.errors import ConfigError, ModelError
+from spp_cli.models.checkpoint import Checkpoint
+
+__all__ = [
+    "compute_dtype",
+    "empty_model",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "resolve_device",
+]
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers config of a decoder-only language model.
+
+    Raises:
+        ModelError: of another kind of model, or unreadable.
+    """
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder}/config.json: {_one_line(error)}") from error
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = getattr(config, "architectures", None) or []
+    has_remote_code = trust_remote_code and hasattr(config, "auto_map")
+    if config.is_encoder_decoder or (
+        architectures and not has_remote_code and not causal.intersection(architectures)
+    ):
+        raise ModelError(
+            f"{folder} is a {architectures[0] if architectures else config.model_type}; "
+            "spp prunes decoder-only language models (…ForCausalLM)"
+        )
+    return config
+
+
+def load_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return the model on the CPU, in evaluation mode, its weights as stored or cast to ``dtype``.
+
+    Raises:
+        ModelError: not a decoder-only language model, or the weights do not fit the config.
+    """
+    load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    with _quiet():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ModelError(f"{checkpoint.folder} cannot be loaded: {_one_line(error)}") from error
+    # Weights that are missing are made up at random by transformers.
+    missing = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
+    if missing:
+        raise ModelError(
+            f"{checkpoint.folder}: {len(missing)} weights that config.json asks for are missing or "
+            f"of another shape, the first is {missing[0]}. Copy or download the model anew"
+        )
+    return model.eval()
+
+
+def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the model of a checkpoint without its weights, on the meta device.
+
+    Raises:
+        ModelError: not a decoder-only language model.
+    """
+    config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    with _quiet(), torch.device("meta"):
+        try:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        except (ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{checkpoint.folder} cannot be built: {_one_line(error)}") from error
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a checkpoint folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise ModelError(
+                f"{folder} has no usable tokenizer: {_one_line(error)}. "
+                "Copy its files (tokenizer.json, tokenizer_config.json) beside config.json"
+            ) from error
+    if not len(tokenizer):
+        raise ModelError(f"{folder} has no usable tokenizer: its vocabulary is empty")
+    return tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device; "auto" is the first GPU if there is one.
+
+    Raises:
+        ConfigError: a GPU that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"model.device is {device!r}, and torch sees {torch.cuda.device_count()} GPUs here. "
+            "Choose auto or cpu"
+        )
+    return chosen
+
+
+def compute_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type to compute in: float32 on a CPU, where it is fastest; else as stored.
+
+    The weights' values are those stored either way.
+    """
+    return torch.float32 if device.type == "cpu" else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and advice off the terminal; what matters is raised."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,169 @@
+"""Run stages in a workspace: each in its folder, skipped if up to date, or refused."""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from spp_cli.config import SppConfig
+from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest
+from spp_cli.progress import Reporter
+from spp_cli.settings import dump_yaml
+from spp_cli.workspace import Run, Workspace
+
+__all__ = ["StageOutcome", "run_stages"]
+
+MODULES = {
+    "prune": "spp_cli.stages.prune",
+    "finetune": "spp_cli.stages.finetune",
+    "merge": "spp_cli.stages.merge",
+    "eval": "spp_cli.stages.evaluate",
+}
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "prune": (),
+    "finetune": ("prune",),
+    "merge": ("prune", "finetune"),
+    "eval": (),
+}
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What became of one stage: made anew, or skipped because it was up to date."""
+
+    stage: str
+    run: str
+    folder: Path
+    skipped: bool
+    manifest: Manifest
+
+
+def run_stages(
+    stages: Sequence[str],
+    config: SppConfig,
+    reporter: Reporter,
+    *,
+    run: str | None,
+    force: bool = False,
+) -> list[StageOutcome]:
+    """Run ``stages`` in order on the run named ``run`` (default: the config's name for it).
+
+    Raises:
+        SppError: whatever hinders a stage; those before it keep their results.
+    """
+    workspace = Workspace(config.workspace)
+    handle = workspace.run(run or config.run_name())
+    return [_run_stage(stage, config, workspace, handle, reporter, force) for stage in stages]
+
+
+def _run_stage(
+    stage: str,
+    config: SppConfig,
+    workspace: Workspace,
+    run: Run,
+    reporter: Reporter,
+    force: bool,
+) -> StageOutcome:
+    folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
+    # Imported here, not above: help and status must not wait for torch.
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, stage)
+    digests = {"dense": _model_digest(model, workspace)} if stage in ("prune", "eval") else {}
+    if stage == "eval":
+        folders = {name: path for name in MODULES if (path := run.stage(name))}
+    for name in folders:
+        manifest = run.manifest(name)
+        assert manifest is not None
+        digests[name] = manifest.output_digest
+    inputs = _inputs(stage, config, digests, demo, workspace.digest_cache)
+    if "finetune" in digests and stage == "eval":
+        digests["finetune"] = f"{digests['prune']}+{digests['finetune']}"
+    settings = _settings(stage, config)
+    if stage == "prune":
+        # Another dense model is another run, not a stale one: refused like any other setting.
+        settings["model"] = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
+    fingerprint = Fingerprint(settings, inputs, config.seed)
+    with run.lock(stage):
+        partial = run.begin(stage, fingerprint, dump_yaml(config), force=force)
+        if partial is None:
+            manifest = run.manifest(stage)
+            assert manifest is not None
+            reporter.say(f"{stage}: up to date in {run.folder / stage}")
+            return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
+        cache = workspace.root / ".cache" / "evaluations"
+        sources = Sources(model, demo, folders, digests, cache)
+        started, clock = datetime.now(timezone.utc), time.monotonic()
+        result = importlib.import_module(MODULES[stage]).run(config, sources, partial, reporter)
+        manifest = run.publish(
+            stage,
+            fingerprint=fingerprint,
+            metrics=result.metrics,
+            mask_digest=result.mask_digest,
+            seconds=time.monotonic() - clock,
+            peak_memory_bytes=_peak_memory(),
+            started=started.isoformat(timespec="seconds"),
+        )
+    return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
+
+
+def _dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
+    from spp_cli.models.checkpoint import is_demo_family, locate
+
+    if stage not in ("prune", "eval") and config.model.path != "demo":
+        return Path(config.model.path), False
+    folder, embedded = locate(
+        config.model.path,
+        config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return folder, embedded or is_demo_family(folder)
+
+
+def _model_digest(folder: Path, workspace: Workspace) -> str:
+    from spp_cli.models.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(folder)
+    names = sorted([*checkpoint.weight_files, *checkpoint.companion_files])
+    return folder_digest(folder, names, workspace.digest_cache)
+
+
+def _settings(stage: str, config: SppConfig) -> dict[str, Any]:
+    """Return the settings that decide the stage's result. Where it runs is none of them."""
+    everything = config.model_dump(mode="json")
+    return {stage: everything[stage]}
+
+
+def _inputs(
+    stage: str, config: SppConfig, digests: dict[str, str], demo: bool, cache: Path
+) -> dict[str, str]:
+    """Return the digests of what the stage reads: models, and texts that lie on this machine."""
+    from spp_cli.data.sources import source_digest
+
+    inputs = {"model" if name == "dense" else name: value for name, value in digests.items()}
+    inputs.pop("eval", None)
+    name, source, part = {
+        "prune": ("calibration", config.prune.calibration.source, "train"),
+        "finetune": ("data", config.finetune.data.source, "train"),
+        "eval": ("text", config.eval.perplexity.source, "test"),
+    }.get(stage, ("", "", ""))
+    if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
+        inputs[name] = digest
+    return inputs
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process has held, in bytes, GPU included if it was used."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated()
+    return peak

@@ -1,0 +1,7 @@
+"""Pruning methods: one file each, named by this table and nowhere else."""
+
+TABLE = {
+    "magnitude": "spp_cli.pruning.magnitude:Magnitude",
+    "wanda": "spp_cli.pruning.wanda:Wanda",
+    "sparsegpt": "spp_cli.pruning.sparsegpt:SparseGPT",
+}

@@ -1,0 +1,57 @@
+"""What a pruning method is: one frozen model whose fields are its YAML keys, and its algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from spp_cli.config import Section
+from spp_cli.pruning.statistics import Statistic
+from spp_cli.sparsity.patterns import Pattern
+
+__all__ = ["Pruned", "PruningMethod"]
+
+
+class Pruned(NamedTuple):
+    """One layer's result: weight (out, in) float32, and keep (out, in), True where it stays.
+
+    ``weight`` is zero wherever ``keep`` is False. ``record`` holds numbers worth keeping in the
+    manifest, such as the method's own loss.
+    """
+
+    weight: Tensor
+    keep: Tensor
+    record: Mapping[str, float] = MappingProxyType({})
+
+
+class PruningMethod(Section):
+    """Base of all methods. A method sees one weight and what it asked to know of its inputs."""
+
+    statistic: ClassVar[type[Statistic] | None] = None
+
+    name: str
+
+    def prepare(self, statistic: Any) -> Any:
+        """Return what all layers that read one input can share, e.g. a factorisation.
+
+        Raises:
+            NumericalError: it cannot be computed; the engine adds the layers' names.
+        """
+        return statistic
+
+    def prune(self, weight: Tensor, prepared: Any, pattern: Pattern) -> Pruned:
+        """Return the pruned weight and its mask.
+
+        Args:
+            weight: (out_features, in_features), float32; not to be changed in place.
+            prepared: what ``prepare`` returned; None if the method asks for no statistic.
+            pattern: decides, from scores, what stays.
+        """
+        raise NotImplementedError
+
+    def misfit(self, pattern: Pattern) -> str | None:
+        """Return why the method cannot prune to ``pattern``; None if it can."""
+        return None

@@ -1,0 +1,120 @@
+"""From a folder in progress to a result: a kill or a full disk at any moment breaks neither.
+
+The record, ``manifest.json``, is written last, when all else is on the disk: a ``.partial`` folder
+that has one is finished, and whoever finds it after a kill may put it in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from errno import EINVAL
+from pathlib import Path
+
+from spp_cli.fingerprint import UNFINISHED
+
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
+# Only a folder in progress has these; whatever else is in it is output.
+FINGERPRINT, PROGRESS, RESUME = "fingerprint.json", "progress.json", ".resume"
+
+
+def partial_of(result: Path) -> Path:
+    """Return where the result is made."""
+    return result.with_name(f"{result.name}.partial")
+
+
+def old_of(result: Path) -> Path:
+    """Return where the earlier result is while the new one takes its place."""
+    return result.with_name(f"{result.name}.old")
+
+
+def output_files(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file of output, by its path relative to ``folder``."""
+    own = {MANIFEST, CONFIG, FINGERPRINT, PROGRESS, RESUME}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder) for path in paths]
+    return {
+        name.as_posix(): path.stat().st_size
+        for path, name in zip(paths, names, strict=True)
+        if name.parts[0] not in own
+    }
+
+
+def damage(folder: Path, files: Mapping[str, int]) -> str | None:
+    """Return what is wrong with the first file that is not there with its size; None if all are."""
+    for name, size in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return f"{folder / name} is missing"
+        if found != size:
+            return f"{folder / name} has {found} bytes instead of {size}"
+    return None
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove what killed writers left behind."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        remove(path)
+
+
+def sync_output(folder: Path, names: Iterable[str]) -> None:
+    """Wait until the files ``names``, relative to ``folder``, are on the disk, folders included."""
+    folders = {folder}
+    for name in names:
+        _sync(folder / name)
+        folders |= {folder / parent for parent in Path(name).parents}
+    for path in folders:
+        _sync(path)
+
+
+def put_in_place(result: Path) -> None:
+    """Replace ``result``, if there is one, by its finished ``.partial``, in one rename.
+
+    A kill in between leaves what ``recover`` can finish.
+    """
+    partial, old = partial_of(result), old_of(result)
+    for name in (RESUME, PROGRESS, FINGERPRINT):
+        remove(partial / name)
+    _sync(partial)
+    if os.path.lexists(result):
+        remove(old)
+        result.rename(old)
+    partial.rename(result)
+    _sync(result.parent)
+    _sync(result.parent.parent)
+    remove(old)
+
+
+def is_half_replaced(result: Path) -> bool:
+    """Whether a kill left the result finished but not in its place, or an earlier one behind."""
+    return any(map(os.path.lexists, (partial_of(result) / MANIFEST, old_of(result))))
+
+
+def recover(result: Path) -> None:
+    """End what a killed ``put_in_place`` began."""
+    if os.path.lexists(partial_of(result) / MANIFEST):
+        put_in_place(result)
+    elif not os.path.lexists(result):
+        old_of(result).rename(result)
+    remove(old_of(result))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""Results as plain text tables: evaluations, the state of runs, the check of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spp_cli.reporting.terminal import duration
+
+__all__ = ["evaluation_table", "run_table", "status_table", "table", "verify_table"]
+
+_TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
+_ERROR = "_stderr"
+_NOTHING = "–"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return columns of equal width, the first to the left and the others to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    lines = [list(header), ["-" * width for width in widths], *map(list, rows)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def evaluation_table(document: Mapping[str, Any]) -> str:
+    """Return the table of an evaluation: dense | pruned | finetuned | merged | recovered.
+
+    ``document`` is a results.json: ``models`` with the results of each, and ``recovered``, the
+    share of what pruning lost that came back.
+    """
+    models: Mapping[str, Any] = document["models"]
+    shares = list(document.get("recovered", {}).values())
+    share: Mapping[str, float] = shares[-1] if shares else {}
+    tasks = dict.fromkeys(task for model in models.values() for task in model["results"])
+    rows = [["sparsity", *(_number(model.get("sparsity"), 4) for model in models.values()), ""]]
+    for task in tasks:
+        for place, metric in enumerate(_metrics(models, task)):
+            cells = [_measured(model["results"].get(task), metric) for model in models.values()]
+            won_back = f"{round(100 * share[task])}%" if place == 0 and task in share else ""
+            rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
+    header = ["", *(_TITLES.get(name, name) for name in models), "recovered" if share else ""]
+    return table(header, rows)
+
+
+def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
+    """Return the names of a task's metrics, without their errors; "" stands for a perplexity."""
+    results = [model["results"][task] for model in models.values() if task in model["results"]]
+    names = dict.fromkeys(name for result in results for name in result.get("metrics", {""}))
+    return [name for name in names if not name.endswith(_ERROR)]
+
+
+def _measured(result: Mapping[str, Any] | None, metric: str) -> str:
+    if result is None:
+        return _NOTHING
+    if not metric:
+        return _number(result["perplexity"], 2)
+    error = result["metrics"].get(f"{metric}{_ERROR}")
+    uncertain = "" if error is None else f" ± {error:.3f}"
+    return f"{_number(result['metrics'].get(metric), 3)}{uncertain}"
+
+
+def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line a run, as ``spp status`` shows them.
+
+    Each row has ``run``, ``stages`` (state by stage), and ``sparsity`` and ``perplexity``, which
+    may be None.
+    """
+    stages = list(rows[0]["stages"])
+    return table(
+        ["run", *stages, "sparsity", "perplexity"],
+        [
+            [
+                row["run"],
+                *(_state(row["stages"][stage]) for stage in stages),
+                _number(row["sparsity"], 4),
+                _perplexity(row["perplexity"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return one line a stage, as ``spp status RUN`` shows them.
+
+    Each stage has ``state`` and, once it is done, ``finished`` (ISO time), ``seconds`` and
+    ``peak_memory_bytes``.
+    """
+    rows = []
+    for stage, row in stages.items():
+        memory, seconds = row.get("peak_memory_bytes"), row.get("seconds")
+        rows.append(
+            [
+                stage,
+                _state(row),
+                str(row.get("finished") or _NOTHING)[:16].replace("T", " "),
+                _NOTHING if seconds is None else duration(seconds),
+                _NOTHING if memory is None else f"{memory / 2**30:.2f} GiB",
+            ]
+        )
+    return table(["stage", "state", "finished", "took", "peak memory"], rows)
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    progress = row.get("progress")
+    state = _NOTHING if row["state"] == "missing" else str(row["state"])
+    return f"{state} {progress['done']}/{progress['total']}" if progress else state
+
+
+def _perplexity(measured: Mapping[str, float] | None) -> str:
+    """Return "24.40 (@256)": a perplexity without its length cannot be compared."""
+    if not measured:
+        return _NOTHING
+    name, value = next(iter(measured.items()))
+    return f"{value:.2f} (@{name.rpartition('@')[2]})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def verify_table(report: Mapping[str, Any]) -> str:
+    """Return one line a linear layer and one for all, from ``VerifyReport.as_dict()``."""
+    rows = [
+        [
+            layer["name"],
+            " × ".join(map(str, layer["shape"])),
+            f"{layer['sparsity']:.4f}",
+            str(layer["violations"]),
+            str(layer["filled"]),
+        ]
+        for layer in report["layers"]
+    ]
+    sums = [str(sum(layer[key] for layer in report["layers"])) for key in ("violations", "filled")]
+    overall = ["all", "", f"{report['sparsity']:.4f}", *sums]
+    return table(["layer", "shape", "sparsity", "violations", "filled"], [*rows, overall])

@@ -1,0 +1,297 @@
+"""One run and its stages: what there is, what is up to date, and the way to add to it.
+
+<run>/<stage>/            a finished stage: manifest.json, config.yaml and its output
+<run>/<stage>.partial/    in progress, with its fingerprint.json; resumed or replaced
+    progress.json         how far it is: {"done": 17, "total": 32, "unit": "blocks"}
+    .resume/              what only a resumed stage needs; not part of the result
+<run>/<stage>.old/        only while a result is being replaced
+<run>/.lock               who works on the run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from spp_cli.errors import WorkspaceError
+from spp_cli.fingerprint import (
+    Fingerprint,
+    Manifest,
+    differences,
+    disk_errors,
+    folder_digest,
+    versions,
+    write_json,
+    write_text,
+)
+from spp_cli.locking import exclusive_lock, lock_holder
+from spp_cli.publishing import (
+    CONFIG,
+    FINGERPRINT,
+    MANIFEST,
+    PROGRESS,
+    damage,
+    is_half_replaced,
+    output_files,
+    partial_of,
+    put_in_place,
+    recover,
+    remove,
+    remove_unfinished_files,
+    sync_output,
+)
+
+STAGES = ("prune", "finetune", "merge", "eval")
+State = Literal["missing", "partial", "running", "done", "stale", "damaged"]
+
+RESULTS = {
+    "prune": "a pruned model",
+    "finetune": "a finetuned model",
+    "merge": "a merged model",
+    "eval": "an evaluation",
+}
+
+
+class Run:
+    """A handle on one run: what it has, and the way to add to it."""
+
+    def __init__(self, folder: Path, digest_cache: Path | None = None) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self._digest_cache = digest_cache
+        self._locked = False
+
+    def exists(self) -> bool:
+        """Whether any stage was begun."""
+        return any(map(os.path.lexists, self._stage_folders()))
+
+    def last_activity(self) -> float:
+        """When the run last changed, in seconds since the epoch."""
+        times = [0.0]
+        for path in (self.folder, self.folder / ".lock", *self._stage_folders()):
+            with suppress(OSError):  # not there, or replaced at this moment
+                times.append(path.stat().st_mtime)
+        return max(times)
+
+    def is_half_replaced(self) -> bool:
+        """Whether a kill left a result finished but not in its place; the next lock mends that."""
+        return any(map(is_half_replaced, self._results()))
+
+    def _results(self) -> list[Path]:
+        return [self.folder / stage for stage in STAGES]
+
+    def _stage_folders(self) -> list[Path]:
+        return [*self._results(), *map(partial_of, self._results())]
+
+    def stage(self, stage: str) -> Path | None:
+        """Return the folder of a finished stage, stale or not; None if there is none."""
+        folder = self.folder / stage
+        return folder if os.path.isfile(folder / MANIFEST) else None
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """Return the record of a finished stage; None if there is none.
+
+        Raises:
+            WorkspaceError: a folder is there, but its record is missing or corrupt, or a file of
+                its output is missing or has another size than on record.
+        """
+        folder = self.folder / stage
+        if not os.path.lexists(folder):
+            return None
+        try:
+            manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_bytes()))
+            problem = damage(folder, manifest.files)
+            if manifest.stage != stage:
+                problem = f"{folder / MANIFEST} is that of a {manifest.stage}"
+        except (OSError, ValueError) as error:
+            how = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
+            problem = f"{folder / MANIFEST} is {how}"
+        if problem:
+            raise WorkspaceError(
+                f"{problem}, so the {stage} of run {self.name} cannot be trusted. "
+                f"Make it anew: spp {stage} --run {self.name} --force"
+            )
+        return manifest
+
+    def state(self, stage: str) -> State:
+        """Return how far a stage is; "stale": what it read was made anew since, or is itself stale.
+
+        An earlier stage that is gone makes nothing stale: a merged model outlives its parts.
+        """
+        if self.holder().get("stage") == stage:
+            return "running"
+        try:
+            manifest = self.manifest(stage)
+        except WorkspaceError:
+            return "damaged"
+        if manifest is None:
+            return "partial" if self._begun(stage) else "missing"
+        return "stale" if self._stale_inputs(manifest) else "done"
+
+    def progress(self, stage: str) -> dict[str, Any] | None:
+        """Return how far a stage in progress said it is; None if it is not begun or did not say."""
+        with suppress(OSError, ValueError):
+            progress = json.loads((partial_of(self.folder / stage) / PROGRESS).read_bytes())
+            return progress if isinstance(progress, dict) else None
+        return None
+
+    def require(self, stage: str, *, for_stage: str) -> Path:
+        """Return the folder of a finished stage that ``for_stage`` is to read.
+
+        Raises:
+            WorkspaceError: it is missing, damaged, or stale; with the command that makes it.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None:
+            begun = self._begun(stage) is not None
+            problem = (
+                f"that of run {self.name} is unfinished" if begun else f"run {self.name} has none"
+            )
+        elif stale := self._stale_inputs(manifest):
+            problem = f"that of run {self.name} is stale: its {stale[0]} has changed since"
+        else:
+            return self.folder / stage
+        raise WorkspaceError(
+            f"{for_stage} needs {RESULTS[stage]}, and {problem}. Run: spp {stage} --run {self.name}"
+        )
+
+    def _stale_inputs(self, manifest: Manifest) -> list[str]:
+        """Return the earlier stages of which ``manifest`` saw another output than is there now."""
+        stale = []
+        for name in STAGES[: STAGES.index(manifest.stage)]:
+            with suppress(WorkspaceError):
+                now = self.manifest(name) if name in manifest.inputs else None
+                if now and (now.output_digest != manifest.inputs[name] or self._stale_inputs(now)):
+                    stale.append(name)
+        return stale
+
+    def holder(self) -> dict[str, Any]:
+        """Return pid, host, stage and start of the process that works on the run; empty if none."""
+        return lock_holder(self.folder / ".lock")
+
+    @contextmanager
+    def lock(self, stage: str) -> Iterator[None]:
+        """Keep every other process from this run while ``stage`` runs; a killed holder lets go.
+
+        Raises:
+            RunInUse: another process holds it; the message names that process and its stage.
+            WorkspaceError: the run's folder cannot be created or written.
+        """
+        with exclusive_lock(self.folder / ".lock", stage):
+            with disk_errors(self.folder):
+                for result in filter(is_half_replaced, self._results()):
+                    recover(result)
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    def begin(
+        self, stage: str, fingerprint: Fingerprint, config_yaml: str, *, force: bool = False
+    ) -> Path | None:
+        """Return the folder to work in, within ``lock``; None if the finished stage is up to date.
+
+        The folder still holds what an interrupted stage of the same fingerprint left there, unless
+        ``force``. An earlier result stays where it is until ``publish``.
+
+        Raises:
+            WorkspaceError: the stage was finished with other settings (all are shown), or is
+                damaged, and not ``force``; or the disk is full or cannot be written.
+        """
+        assert self._locked
+        if not force:
+            done = self.manifest(stage)
+            if done and done.fingerprint == fingerprint.digest:
+                return None
+            # An evaluation adds to what is there, so it has no settings to lose.
+            if done and stage != "eval":
+                self._refuse_other_settings(stage, done.made_from(), fingerprint)
+        partial = partial_of(self.folder / stage)
+        resumes = not force and self._begun(stage) == fingerprint.digest
+        with disk_errors(partial):
+            if not resumes:
+                # First its mark, so that a kill in between leaves nothing that looks resumable.
+                if partial.is_dir():
+                    remove(partial / FINGERPRINT)
+                remove(partial)
+                partial.mkdir()
+            try:
+                write_text(partial / CONFIG, config_yaml)
+                write_json(partial / FINGERPRINT, vars(fingerprint))
+            except WorkspaceError:
+                if not resumes:
+                    remove(partial)
+                raise
+        return partial
+
+    def _refuse_other_settings(self, stage: str, old: Fingerprint, new: Fingerprint) -> None:
+        if changed := differences(old, new):
+            raise WorkspaceError(
+                f"run {self.name} has {RESULTS[stage]} with other settings: "
+                f"{'; '.join(map(str, changed))}. "
+                "Add --force to replace it, or --run NAME to keep both"
+            )
+
+    def _begun(self, stage: str) -> str | None:
+        """Return the fingerprint's digest of a stage in progress; None if none can go on."""
+        try:
+            begun = json.loads((partial_of(self.folder / stage) / FINGERPRINT).read_bytes())
+            return Fingerprint(**begun).digest
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def publish(
+        self,
+        stage: str,
+        *,
+        fingerprint: Fingerprint,
+        metrics: dict[str, Any],
+        mask_digest: str | None,
+        seconds: float,
+        peak_memory_bytes: int | None,
+        started: str,
+    ) -> Manifest:
+        """Make what is in the stage's ``.partial`` its result, within ``lock``; return its record.
+
+        Every file is on the disk before the record is, and the record before the one rename.
+
+        Raises:
+            WorkspaceError: the disk is full or cannot be written; the earlier result is intact,
+                and so is the stage in progress.
+        """
+        assert self._locked
+        partial = partial_of(self.folder / stage)
+        with disk_errors(partial):
+            remove_unfinished_files(partial)
+            files = output_files(partial)
+            sync_output(partial, files)
+            manifest = Manifest(
+                stage=stage,
+                format=fingerprint.format,
+                fingerprint=fingerprint.digest,
+                settings=dict(fingerprint.settings),
+                inputs=dict(fingerprint.inputs),
+                seed=fingerprint.seed,
+                versions=versions(),
+                platform=platform.platform(),
+                mask_digest=mask_digest,
+                output_digest=folder_digest(partial, files, self._digest_cache),
+                files=files,
+                metrics=metrics,
+                seconds=seconds,
+                peak_memory_bytes=peak_memory_bytes,
+                started=started,
+                finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+            )
+            write_json(partial / MANIFEST, manifest.model_dump())
+            put_in_place(self.folder / stage)
+        published = self.manifest(stage)
+        assert published
+        return published

@@ -1,0 +1,115 @@
+"""Sparsity patterns: rules that turn scores into a keep mask, True where a weight stays.
+
+N:M always means N kept of every M consecutive inputs; the released Wanda and SparseGPT code counts
+the removed ones instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spp_cli.config import parse_n_of_m
+from spp_cli.errors import ConfigError
+
+__all__ = ["NofM", "Pattern", "Unstructured", "parse_pattern"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """A share ``sparsity`` of the weights goes, wherever they are."""
+
+    sparsity: float
+
+    def keep(self, scores: Tensor, within: Literal["row", "layer"] = "row") -> Tensor:
+        """Return the keep mask of ``scores`` (rows, columns); the highest scores stay.
+
+        Exactly ⌊size · sparsity⌋ go in each row, or in the whole layer. Of equal scores the
+        leftmost (in the layer: the first in row order) goes first, on every device.
+        """
+        groups = scores if within == "row" else scores.reshape(1, -1)
+        count = self.removed_of(groups.shape[1])
+        return _drop_lowest(groups, count).view(scores.shape)
+
+    def removed_of(self, size: int) -> int:
+        """Return ⌊size · sparsity⌋, with sparsity taken as the decimal number that was written.
+
+        In binary 100 · 0.29 is 28.999999999999996.
+        """
+        return int(Decimal(repr(self.sparsity)) * size)
+
+    def violations(self, zeros: Tensor) -> int:
+        """Return 0: there is no place where an unstructured weight may not be."""
+        return 0
+
+    def misfit(self, in_features: int) -> str | None:
+        """Return None: every width will do."""
+        return None
+
+    def __str__(self) -> str:
+        return f"unstructured {self.sparsity:g}"
+
+
+@dataclass(frozen=True)
+class NofM:
+    """``kept`` weights stay in every ``of`` consecutive inputs of a row."""
+
+    kept: int
+    of: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.kept / self.of
+
+    def keep(self, scores: Tensor, within: Literal["row", "layer"] = "row") -> Tensor:
+        """Return the keep mask of ``scores`` (rows, columns); ``within`` changes nothing here."""
+        groups = scores.reshape(-1, self.of)
+        return _drop_lowest(groups, self.of - self.kept).view(scores.shape)
+
+    def violations(self, zeros: Tensor) -> int:
+        """Return how many groups hold more than ``kept`` non-zeros; zeros: (rows, columns) bool."""
+        filled = (~zeros).reshape(-1, self.of).sum(dim=1)
+        return int((filled > self.kept).sum())
+
+    def misfit(self, in_features: int) -> str | None:
+        """Return why the pattern does not fit a row of ``in_features`` weights; None if it does."""
+        if in_features % self.of == 0:
+            return None
+        fitting = [m for m in (2, 4, 8, 16, 32) if in_features % m == 0]
+        remedy = f"Choose M from {', '.join(map(str, fitting))}, or" if fitting else "You can"
+        return (
+            f"has {in_features} inputs, not a multiple of {self.of}. "
+            f"{remedy} exclude it with prune.exclude"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.of}"
+
+
+Pattern = Unstructured | NofM
+
+
+def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
+    """Return the pattern that ``prune.pattern`` and ``prune.sparsity`` describe.
+
+    Raises:
+        ConfigError: neither "unstructured" with a sparsity nor N:M with 0 < N < M.
+    """
+    if pattern == "unstructured" and sparsity is not None:
+        return Unstructured(sparsity)
+    parsed = parse_n_of_m(pattern)
+    if parsed is None:
+        raise ConfigError(
+            f"pattern is {pattern!r}; must be N:M with 0 < N < M, for example 2:4 (2 of 4 stay)"
+        )
+    return NofM(*parsed)
+
+
+def _drop_lowest(scores: Tensor, count: int) -> Tensor:
+    """Return True for all but the ``count`` lowest of each row; of equals the leftmost goes."""
+    lowest = torch.sort(scores, dim=1, stable=True).indices[:, :count]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)

@@ -1,0 +1,172 @@
+"""Is it sparse, and where it should be? The record beside a model, and a check of any folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spp_cli.errors import ModelError
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.decoder import Decoder
+from spp_cli.models.loading import empty_model
+from spp_cli.sparsity.masks import FILE_NAME as MASKS
+from spp_cli.sparsity.masks import KeepMasks, mask_digest
+from spp_cli.sparsity.patterns import Pattern, Unstructured, parse_pattern
+
+__all__ = [
+    "RECORD",
+    "LayerReport",
+    "VerifyReport",
+    "recorded_pattern",
+    "verify_folder",
+    "write_sparsity_record",
+]
+
+RECORD = "spp_sparsity.json"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear: the share of zeros, groups that hold too many, pruned weights that are filled."""
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    violations: int
+    filled: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All linears of a folder, and what they were checked against."""
+
+    folder: str
+    pattern: str | None
+    masks: bool
+    layers: tuple[LayerReport, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken."""
+        return not self.problems
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros over all linears in decoder blocks, 0 to 1."""
+        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        zeros = sum(layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True))
+        return zeros / sum(sizes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain values for JSON."""
+        return {**asdict(self), "ok": self.ok, "sparsity": self.sparsity}
+
+
+def write_sparsity_record(
+    folder: Path,
+    pattern: str,
+    packed: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    digest: str,
+) -> float:
+    """Write spp_sparsity.json: pattern, density of each linear, mask digest; return the sparsity.
+
+    The sparsity is over the masked linears, 0 to 1.
+    """
+    kept = {name: _count_bits(bits) for name, bits in packed.items()}
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    overall = 1 - sum(kept.values()) / sum(sizes.values())
+    record = {
+        "format": 1,
+        "pattern": pattern,
+        "sparsity": overall,
+        "mask_digest": digest,
+        "density": {name: kept[name] / sizes[name] for name in packed},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return overall
+
+
+def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
+    """Check every linear in the decoder blocks of a Hugging Face folder.
+
+    Against ``pattern`` ("2:4") if it is given, else against what spp recorded beside the model;
+    and against the keep masks if they are there: no pruned weight may be filled. A folder that
+    has neither is only measured.
+
+    Raises:
+        ModelError: not a readable checkpoint of a decoder-only model.
+        ConfigError: ``pattern`` is none.
+    """
+    checkpoint = Checkpoint(path)
+    model = empty_model(checkpoint)
+    masks = KeepMasks(checkpoint.folder) if (checkpoint.folder / MASKS).exists() else None
+    wanted = parse_pattern(pattern) if pattern else recorded_pattern(checkpoint.folder)
+    layers, problems = [], []
+    for linear in Decoder(model).all_linears():
+        stored = checkpoint.stored_name(f"{linear.name}.weight", model.base_model_prefix)
+        weight = linear.as_stored(checkpoint.tensor(stored))
+        layer_masks = masks if masks is not None and linear.name in masks else None
+        layer = _check(linear.name, weight, wanted, layer_masks, explicit=bool(pattern))
+        layers.append(layer)
+        if layer.violations:
+            problems.append(f"{layer.name}: {layer.violations} groups violate {wanted}")
+        if layer.filled:
+            problems.append(f"{layer.name}: {layer.filled} pruned weights are not zero")
+    if masks is not None:
+        found = mask_digest({name: masks.packed(name) for name in masks}, masks.shapes)
+        if found != masks.digest:
+            problems.append(f"{MASKS}: its digest is not the one recorded; the file was changed")
+    shown = None if wanted is None else str(wanted)
+    return VerifyReport(str(path), shown, masks is not None, tuple(layers), tuple(problems))
+
+
+def _check(
+    name: str, weight: Tensor, pattern: Pattern | None, masks: KeepMasks | None, *, explicit: bool
+) -> LayerReport:
+    zeros = weight == 0
+    filled = 0
+    if masks is not None:
+        keep = masks[name]
+        if keep.shape != weight.shape:
+            raise ModelError(
+                f"the mask of {name} is {tuple(keep.shape)}, its weight is another shape"
+            )
+        filled = int((~(zeros | keep)).sum())
+    violations = 0
+    # A layer that was excluded from pruning has no mask, and is held to a pattern only if asked.
+    if pattern is not None and (explicit or masks is not None):
+        fits = pattern.misfit(weight.shape[1]) is None
+        violations = pattern.violations(zeros) if fits else weight.shape[0]
+    rows, columns = weight.shape
+    return LayerReport(name, (rows, columns), zeros.float().mean().item(), violations, filled)
+
+
+def recorded_pattern(folder: Path) -> Pattern | None:
+    """Return the pattern that spp recorded beside a model; None if there is no record.
+
+    Raises:
+        ModelError: the record is corrupt.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        if str(record["pattern"]).startswith("unstructured"):
+            return Unstructured(record["sparsity"])
+        return parse_pattern(record["pattern"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is corrupt: {error}") from error
+
+
+def _count_bits(packed: Tensor) -> int:
+    counts = torch.tensor([bin(byte).count("1") for byte in range(256)])
+    return int(counts[packed.long()].sum())

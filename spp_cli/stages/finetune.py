@@ -1,0 +1,121 @@
+"""spp finetune: pruned model in, the adapter that wins back its quality out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from spp_cli.adapters.attach import save_adapter
+from spp_cli.config import SppConfig
+from spp_cli.data.instructions import Rows, training_rows
+from spp_cli.data.tokens import resolve_length
+from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.progress import Reporter
+from spp_cli.stages.sparse_model import pruned_model
+from spp_cli.stages.stage import Result, Sources
+from spp_cli.training.trainer import (
+    AdapterTrainer,
+    TokenRows,
+    newest_checkpoint,
+    training_arguments,
+)
+
+__all__ = ["run"]
+
+
+def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
+    """Train adapters on the pruned model of ``sources`` and leave the best of them in ``target``.
+
+    Checkpoints go below ``target/.resume``; training goes on from the newest that is whole.
+    """
+    settings, trusted = config.finetune, config.model.trust_remote_code
+    device = resolve_device(config.model.device)
+    set_seed(config.seed)
+    sparse = pruned_model(
+        sources.stages["prune"],
+        dtype=_dtype(settings.precision, device),
+        trust_remote_code=trusted,
+    )
+    names = sparse.attach(settings.adapter, settings.target_modules, settings.exclude_modules)
+    trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in sparse.model.parameters())
+
+    tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
+    length = resolve_length(settings.data.sequence_length, sparse.model.config)
+    train, validation = training_rows(
+        settings.data, tokenizer, length, demo=sources.demo, seed=config.seed
+    )
+    reporter.say(f"data: {_describe(train)}; {len(validation.input_ids)} rows to validate on")
+    reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
+
+    description = {
+        "format": 1,
+        "adapter": settings.adapter.model_dump(mode="json"),
+        "layers": names,
+        "mask_digest": sparse.masks.digest,
+    }
+    sparse.model.config.use_cache = False
+    checkpoints = target / ".resume"
+    trainer = AdapterTrainer(
+        model=sparse.model.to(device),
+        args=training_arguments(
+            settings, checkpoints, rows=len(train.input_ids), seed=config.seed, device=device
+        ),
+        train_dataset=TokenRows(train.input_ids, train.labels),
+        eval_dataset=TokenRows(validation.input_ids, validation.labels),
+        description=description,
+        reporter=reporter,
+        log=target / "log.jsonl",
+    )
+    before = trainer.evaluate()["eval_loss"]
+    newest = newest_checkpoint(checkpoints, reporter)
+    outcome = trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    after = trainer.evaluate()["eval_loss"]
+    save_adapter(sparse.model, target, description)
+    reporter.say(
+        f"validation perplexity: {math.exp(before):.2f} before, {math.exp(after):.2f} after"
+    )
+    return Result(
+        {
+            "validation_loss_before": before,
+            "validation_loss_after": after,
+            "validation_perplexity_before": math.exp(before),
+            "validation_perplexity_after": math.exp(after),
+            "train_loss": outcome.training_loss,
+            "steps": outcome.global_step,
+            "best_step": trainer.state.best_global_step,
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "linears": len(names),
+            "train": _figures(train),
+            "validation": _figures(validation),
+        },
+        sparse.masks.digest,
+    )
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the type of the products; None: as stored."""
+    return compute_dtype(device) if precision == "auto" else getattr(torch, precision)
+
+
+def _figures(rows: Rows) -> dict[str, Any]:
+    return {
+        "source": rows.source,
+        "rows": len(rows.input_ids),
+        "tokens": sum(map(len, rows.input_ids)),
+        "truncated": rows.truncated,
+        "skipped": rows.skipped,
+        "digest": rows.digest,
+    }
+
+
+def _describe(rows: Rows) -> str:
+    text = f"{len(rows.input_ids):,} rows of {rows.source}"
+    if rows.truncated or rows.skipped:
+        text += f" ({rows.truncated:,} truncated, {rows.skipped:,} skipped)"
+    return text

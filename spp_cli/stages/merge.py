@@ -1,0 +1,95 @@
+"""spp merge: pruned model and adapter in, one plain sparse model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from spp_cli.adapters.attach import adapted_layers
+from spp_cli.config import SppConfig
+from spp_cli.errors import CheckFailed
+from spp_cli.models.checkpoint import copy_companions, copy_with
+from spp_cli.models.loading import compute_dtype, resolve_device
+from spp_cli.progress import Reporter
+from spp_cli.sparsity.masks import save_masks
+from spp_cli.sparsity.verify import recorded_pattern, write_sparsity_record
+from spp_cli.stages.sparse_model import adapted_model, float32_logits
+from spp_cli.stages.stage import Result, Sources
+
+__all__ = ["run"]
+
+
+def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
+    """Multiply the adapter into the weights, in float32, round once, and check what came of it.
+
+    Raises:
+        CheckFailed: a pruned weight would be filled, or a merged one is NaN or infinite.
+    """
+    prune = sources.stages["prune"]
+    device = resolve_device(config.model.device)
+    sparse = adapted_model(
+        prune,
+        sources.stages["finetune"],
+        dtype=compute_dtype(device),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    model = sparse.model.to(device)
+    tokens = torch.randint(  # any text will do: two models are compared, not one judged
+        model.config.vocab_size,
+        (config.merge.check_sequences, config.merge.check_length),
+        generator=torch.Generator().manual_seed(config.seed),
+    ).to(device)
+    adapter_logits = float32_logits(model, tokens)
+
+    replaced, rounded_to_zero = {}, 0
+    layers = adapted_layers(model)
+    with reporter.task("merge", len(layers), "linears") as progress:
+        for name, layer in layers.items():
+            stored_name = sparse.stored_name(name)
+            linear = sparse.linears[name]
+            stored = sparse.checkpoint.tensor(stored_name)
+            exact = layer.effective_weight(linear.as_stored(stored)).cpu()
+            merged = exact.to(stored.dtype)
+            keep = sparse.masks[name]
+            _refuse_damage(name, merged, keep)
+            rounded_to_zero += int((keep & (linear.as_stored(stored) != 0) & (merged == 0)).sum())
+            replaced[stored_name] = linear.as_stored(merged).contiguous()
+            # From here on the layer computes with what is written; its adapter adds nothing.
+            layer.weight.data.copy_(merged)
+            for parameter in layer.adapter_parameters().values():
+                parameter.data.zero_()
+            progress.advance(1, name)
+    difference = (float32_logits(model, tokens) - adapter_logits).abs().max().item()
+
+    copy_with(sparse.checkpoint, target, replaced)
+    copy_companions(prune, target)
+    packed = {name: sparse.masks.packed(name) for name in sparse.masks}
+    digest = save_masks(target, packed, sparse.masks.shapes)
+    pattern = str(recorded_pattern(prune))
+    sparsity = write_sparsity_record(target, pattern, packed, sparse.masks.shapes, digest)
+    reporter.say(f"largest difference of a logit, adapter against merged: {difference:.3g}")
+    if rounded_to_zero:
+        reporter.say(f"{rounded_to_zero:,} kept weights rounded to zero")
+    metrics = {
+        "sparsity": sparsity,
+        "linears": len(layers),
+        "largest_logit": adapter_logits.abs().max().item(),
+        "largest_logit_difference": difference,
+        "kept_weights_rounded_to_zero": rounded_to_zero,
+    }
+    return Result(metrics, digest)
+
+
+def _refuse_damage(name: str, merged: torch.Tensor, keep: torch.Tensor) -> None:
+    filled = int((merged.masked_fill(keep, 0) != 0).sum())
+    if filled:
+        raise CheckFailed(
+            f"merge would fill {filled} of {int((~keep).sum())} pruned weights in {name}. "
+            "Nothing was saved. The adapter breaks its promise to keep zeros"
+        )
+    if not merged.isfinite().all():
+        raise CheckFailed(
+            f"merge makes NaN or infinity in {name}. Nothing was saved. "
+            "Finetune again with a lower finetune.learning_rate"
+        )

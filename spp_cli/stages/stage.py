@@ -1,0 +1,28 @@
+"""What a stage is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Result", "Sources"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a stage reads: the dense model, and the folders of the run's stages that are there."""
+
+    model: Path
+    demo: bool  # whether the dense model is the embedded one
+    stages: dict[str, Path] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # of "dense" and of each stage
+    cache: Path | None = None  # where results of evaluations are remembered
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage reports of itself, for the manifest and the terminal."""
+
+    metrics: dict[str, Any]
+    mask_digest: str | None = None

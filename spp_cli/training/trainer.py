@@ -1,0 +1,205 @@
+"""transformers.Trainer for adapters: checkpoints hold the adapter and never the frozen base."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from spp_cli.adapters.attach import load_adapter, save_adapter
+from spp_cli.config import FinetuneConfig
+from spp_cli.errors import NumericalError
+from spp_cli.progress import Reporter, Task
+
+__all__ = ["AdapterTrainer", "TokenRows", "newest_checkpoint", "pad_rows", "training_arguments"]
+
+_COMPLETE = "complete.json"  # written last, with the size of every file of the checkpoint
+
+
+class TokenRows(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Token rows with their labels, as a data set for the Trainer."""
+
+    def __init__(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> None:
+        self._rows = [
+            {"input_ids": ids, "labels": targets}
+            for ids, targets in zip(input_ids, labels, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._rows[index]
+
+
+def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Return one batch, rows padded on the right; padding is neither attended to nor trained on."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(key: str, filler: int) -> Tensor:
+        return torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
+
+    lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
+    return {
+        "input_ids": padded("input_ids", 0),
+        "labels": padded("labels", -100),
+        "attention_mask": (torch.arange(longest) < lengths).long(),
+    }
+
+
+def training_arguments(
+    config: FinetuneConfig, folder: Path, *, rows: int, seed: int, device: torch.device
+) -> TrainingArguments:
+    """Return the Trainer's arguments for ``config`` on ``rows`` training rows."""
+    batches = math.ceil(rows / config.batch_size)
+    steps = config.max_steps or math.ceil(
+        config.epochs * math.ceil(batches / config.gradient_accumulation_steps)
+    )
+    evaluate_every = min(config.evaluate_every or math.ceil(steps / 5), steps)
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        fp16=config.precision == "float16" and device.type == "cuda",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every or evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+class AdapterTrainer(Trainer):
+    """A Trainer whose checkpoints hold adapter, optimizer, scheduler and random states.
+
+    ``description`` is saved with each adapter. Progress and losses go to ``reporter``, and to
+    ``log`` as JSON lines.
+
+    Raises:
+        NumericalError: from ``train``, when the loss is NaN or infinite.
+    """
+
+    def __init__(
+        self, *, description: dict[str, Any], reporter: Reporter, log: Path, **keywords: Any
+    ) -> None:
+        super().__init__(data_collator=pad_rows, **keywords)
+        self.description = description
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback).__name__ == "PrinterCallback":
+                self.remove_callback(callback)
+        self.add_callback(_Progress(reporter, log))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            assert self.model is not None
+            save_adapter(self.model, Path(output_dir or self.args.output_dir), self.description)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+            (folder / _COMPLETE).write_text(json.dumps(sizes))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        assert self.model is not None
+        load_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.model is not None
+        assert self.state.best_model_checkpoint is not None
+        load_adapter(self.model, Path(self.state.best_model_checkpoint))
+
+
+def newest_checkpoint(folder: Path, reporter: Reporter) -> Path | None:
+    """Return the newest whole checkpoint below ``folder``; None if there is none.
+
+    A checkpoint that a kill left unfinished is removed, with a word about it.
+    """
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    for step in sorted(found, reverse=True):
+        if _is_complete(found[step]):
+            reporter.say(f"going on from step {step}")
+            return found[step]
+        reporter.warn(f"the checkpoint of step {step} is unfinished; it is left out")
+        shutil.rmtree(found[step])
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _COMPLETE).read_text())
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class _Progress(TrainerCallback):
+    """Shows steps and losses while they come, writes them down, and stops at a loss of NaN."""
+
+    def __init__(self, reporter: Reporter, log: Path) -> None:
+        self._reporter = reporter
+        self._log = log
+        self._context: Any = None
+        self._task: Task | None = None
+        self._detail = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._context = self._reporter.task("finetune", state.max_steps, "steps")
+        self._task = self._context.__enter__()
+        self._task.advance(state.global_step)
+        self._started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._task is not None:
+            self._task.advance(1, self._detail)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+        with self._log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
+        for name in ("loss", "eval_loss"):
+            if name in numbers:
+                if not math.isfinite(numbers[name]):
+                    raise NumericalError(
+                        f"finetune: {name} is {numbers[name]} at step {state.global_step}. "
+                        "Lower finetune.learning_rate, or raise warmup_ratio"
+                    )
+                label = "loss" if name == "loss" else "validation loss"
+                self._detail = f"{label} {numbers[name]:.3f}"
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = self._task = None

@@ -1,0 +1,89 @@
+"""The workspace: a folder with one folder for each run, and a cache of digests beside them.
+
+<root>/<run>/             see ``spp_cli.runs``
+<root>/.cache/digests.json
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from spp_cli.errors import WorkspaceError
+from spp_cli.fingerprint import disk_errors
+from spp_cli.locking import RunInUse
+from spp_cli.runs import RESULTS, STAGES, Run, State
+
+__all__ = ["STAGES", "Run", "RunInUse", "State", "Workspace"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Workspace:
+    """The folder of all runs. Nothing is created before a stage starts.
+
+    Raises:
+        WorkspaceError: ``root`` is a file, or below one.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(os.path.expanduser(root))
+        for folder in (self.root, *self.root.parents):
+            if os.path.lexists(folder):
+                _check_folder(folder, "the workspace", "--workspace")
+                break
+
+    @property
+    def digest_cache(self) -> Path:
+        """Where ``file_digest`` may remember what it read."""
+        return self.root / ".cache" / "digests.json"
+
+    def run(self, name: str) -> Run:
+        """Return the run of this name, there or not yet; what a kill left half replaced is mended.
+
+        Raises:
+            WorkspaceError: the name has other signs than letters, digits, '.', '_', '-', or a file
+                has its place.
+        """
+        if not _NAME.fullmatch(name):
+            raise WorkspaceError(
+                f"--run is {name!r}; must be letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit"
+            )
+        run = Run(self.root / name, self.digest_cache)
+        if os.path.lexists(run.folder):
+            _check_folder(run.folder, f"run {name}", "--run")
+        if run.is_half_replaced():
+            with suppress(WorkspaceError), run.lock("recovery"):
+                pass
+        return run
+
+    def runs(self) -> list[Run]:
+        """Return the runs that have at least begun a stage, the latest activity first."""
+        if not self.root.exists():
+            return []
+        with disk_errors(self.root, "read"):
+            names = [folder.name for folder in self.root.iterdir() if folder.is_dir()]
+        runs = [self.run(name) for name in names if _NAME.fullmatch(name)]
+        return sorted(filter(Run.exists, runs), key=lambda run: (-run.last_activity(), run.name))
+
+    def latest(self, having: str | None = None) -> Run:
+        """Return the run with the latest activity, of those that finished the stage ``having``.
+
+        Raises:
+            WorkspaceError: there is none; with the command that makes one.
+        """
+        for run in self.runs():
+            if having is None or run.stage(having):
+                return run
+        missing = f"no run with {RESULTS[having]}" if having else "no run"
+        raise WorkspaceError(f"{self.root} has {missing} yet. Run: spp {having or 'prune'}")
+
+
+def _check_folder(path: Path, what: str, flag: str) -> None:
+    if not path.is_dir():
+        raise WorkspaceError(
+            f"{what} cannot be there: {path} is not a folder. Move it, or choose another {flag}"
+        )

@@ -1,0 +1,77 @@
+"""Tiny real models for all tests: real transformers classes, random weights, saved to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hypothesis import settings
+
+from spp_cli.models.checkpoint import locate
+
+# Time is measured in scripts/bench_*.py, never in a test; and a first call imports much.
+settings.register_profile("spp", deadline=None, max_examples=50)
+settings.load_profile("spp")
+
+COMMON = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+GPT2 = {
+    "n_embd": 64,
+    "n_inner": 96,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "vocab_size": 128,
+}
+OPT = {
+    "hidden_size": 64,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "vocab_size": 128,
+}
+
+# name → config class and its settings; each becomes a model of some 100 k parameters
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("LlamaConfig", {**COMMON, **HEADS}),
+    "llama-tied": ("LlamaConfig", {**COMMON, **HEADS, "tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {**COMMON, **HEADS, "sliding_window": 8}),
+    "qwen2": ("Qwen2Config", {**COMMON, **HEADS}),
+    "qwen3": ("Qwen3Config", {**COMMON, **HEADS, "head_dim": 16}),
+    "gemma2": ("Gemma2Config", {**COMMON, **HEADS, "head_dim": 16, "sliding_window": 8}),
+    "phi3": ("Phi3Config", {**COMMON, **HEADS, "pad_token_id": 0}),
+    "opt": ("OPTConfig", OPT),
+    "gpt2": ("GPT2Config", GPT2),
+    "gpt_neox": ("GPTNeoXConfig", {**COMMON, **HEADS}),
+}
+
+
+def make_model(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a tiny random model of ``family`` into ``folder``; it has no tokenizer."""
+    name, arguments = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**arguments, bos_token_id=1, eos_token_id=2)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., Path]:
+    """Return a maker of model folders: tiny_model("llama") → path."""
+
+    def make(family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+        return make_model(family, tmp_path / f"model-{family}", dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The embedded model's folder."""
+    return locate("demo")[0]

@@ -1,0 +1,283 @@
+"""Tasks of lm-evaluation-harness on models in memory: scores, names, own tasks, and errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+
+from spp_cli.config import EvalConfig
+from spp_cli.errors import ConfigError, DataError, MissingExtraError, NumericalError
+from spp_cli.evaluation.harness import (
+    ZEROSHOT,
+    TaskResult,
+    check_tasks,
+    evaluate_tasks,
+    expand_tasks,
+    harness_version,
+    zeroshot_mean,
+)
+from spp_cli.progress import Silent
+
+ROWS = [
+    {"question": f"{a} + {b} =", "options": [str(a + b), str(a - b), "apple pie"], "right": 0}
+    for a, b in [(1, 2), (3, 4), (5, 6), (7, 1), (2, 2), (9, 9), (8, 3)]
+]
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: question
+doc_to_choice: options
+doc_to_target: right
+metric_list: [{metric: acc}, {metric: acc_norm}, {metric: f1}]
+metadata: {version: 2.5}
+"""
+GROUP = """
+group: arithmetic_of_mine
+task: [sums]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+metadata: {version: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of the user's own tasks, with their data as JSON lines."""
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "sums.yaml").write_text(TASK.replace("FILE", str(folder / "sums.jsonl")))
+    (folder / "group.yaml").write_text(GROUP)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def log_likelihood(model, tokenizer, question, answer):
+    """Return the summed log-likelihood of " answer" after the question, from plain transformers."""
+    known = tokenizer(question)["input_ids"]
+    whole = tokenizer(f"{question} {answer}")["input_ids"]
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(scores[i - 1, whole[i]].item() for i in range(len(known), len(whole)))
+
+
+def test_a_task_of_ones_own_is_scored_as_plain_transformers_would(
+    folder, random_llama, tokenizer, recorder, capfd
+):
+    model = random_llama().train()
+    config = EvalConfig(task_folder=str(folder), batch_size=4)
+    found = evaluate_tasks(model, tokenizer, ["sums"], config, recorder)["sums"]
+
+    likelihoods = [
+        [log_likelihood(model.eval(), tokenizer, row["question"], o) for o in row["options"]]
+        for row in ROWS
+    ]
+    normalised = [
+        [value / len(option) for value, option in zip(values, row["options"], strict=True)]
+        for values, row in zip(likelihoods, ROWS, strict=True)
+    ]
+    assert found.metrics["acc"] == sum(v[0] == max(v) for v in likelihoods) / len(ROWS)
+    assert found.metrics["acc_norm"] == sum(v[0] == max(v) for v in normalised) / len(ROWS)
+    assert {"acc_stderr", "acc_norm_stderr", "f1", "f1_stderr"} <= set(found.metrics)
+    assert (found.samples, found.version, found.num_fewshot) == (7, "2.5", 0)
+    assert recorder.bars == [("sums", 21, 21)]
+    assert recorder.warnings == []
+    assert "".join(capfd.readouterr()) == ""
+
+
+ROLLING = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}]
+"""
+GENERATION = """
+output_type: generate_until
+doc_to_text: question
+doc_to_target: "{{options[0]}}"
+generation_kwargs: {max_gen_toks: 3, until: ["x"]}
+metric_list: [{metric: exact_match}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [(ROLLING, "word_perplexity"), (GENERATION, "exact_match")]
+)
+def test_texts_and_generations_are_scored_too(
+    folder, tmp_path, random_llama, tokenizer, recorder, capfd, kind, metric
+):
+    data = TASK.partition("output_type")[0].replace("FILE", str(folder / "sums.jsonl"))
+    (tmp_path / "sums.yaml").write_text(f"{data}test_split: test{kind}")
+    config = EvalConfig(task_folder=str(tmp_path))
+    found = evaluate_tasks(random_llama(), tokenizer, ["sums"], config, recorder)
+    assert found["sums"].metrics[metric] >= 0
+    assert recorder.bars == [("sums", 7, 7)]
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_limit_takes_the_first_questions(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), limit=3)
+    assert (
+        evaluate_tasks(random_llama(), tokenizer, ["sums"], config, Silent())["sums"].samples == 3
+    )
+
+
+def test_examples_are_shown_when_asked_for(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), num_fewshot=2)
+    model = random_llama()
+    first = evaluate_tasks(model, tokenizer, ["sums"], config, Silent())
+    assert first["sums"].num_fewshot == 2
+    assert first == evaluate_tasks(model, tokenizer, ["sums"], config, Silent())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_and_tokenizer_are_left_as_they_were(folder, random_llama, tokenizer, training):
+    model = random_llama().train(training)
+    pad, tokenizer.pad_token = tokenizer.pad_token, None
+    try:
+        evaluate_tasks(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
+        assert tokenizer.pad_token is None
+    finally:
+        tokenizer.pad_token = pad
+    assert model.training is training
+
+
+def test_a_context_that_is_cut_is_told_once(folder, random_llama, tokenizer, recorder, capfd):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 6
+    config = EvalConfig(task_folder=str(folder))
+    evaluate_tasks(random_llama(context=6), tokenizer, ["sums"], config, recorder)
+    assert len(recorder.warnings) == 1
+    assert "".join(capfd.readouterr()) == ""
+    assert "texts are longer than the model's context of 6 tokens" in recorder.warnings[0]
+
+
+def test_an_answer_longer_than_the_context_is_an_error(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder))
+    with pytest.raises(DataError, match=r"task sums has an answer of \d tokens.* model is 2"):
+        evaluate_tasks(random_llama(context=2), tokenizer, ["sums"], config, Silent())
+
+
+def test_nan_is_an_error_and_not_a_score(folder, random_llama, tokenizer):
+    model = random_llama()
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(NumericalError, match="task sums: the model computes NaN"):
+        evaluate_tasks(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
+
+
+@pytest.mark.slow
+def test_the_embedded_model_knows_the_next_line_better_than_chance(
+    embedded_model, tokenizer, recorder, capfd
+):
+    config = EvalConfig(limit=80)
+    found = evaluate_tasks(embedded_model, tokenizer, ["next-line"], config, recorder)
+    metrics = found["next-line"].metrics
+    assert metrics["acc"] > 0.3
+    assert metrics["acc_norm"] > 0.4
+    assert metrics["acc_norm_stderr"] == pytest.approx(
+        (metrics["acc_norm"] * (1 - metrics["acc_norm"]) / 79) ** 0.5
+    )
+    assert (found["next-line"].samples, found["next-line"].num_fewshot) == (80, 0)
+    assert recorder.bars == [("next-line", 320, 320)]
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_next_line_is_the_same_each_time(random_llama, tokenizer):
+    model, config = random_llama(), EvalConfig(limit=20)
+    first = evaluate_tasks(model, tokenizer, ["next-line"], config, Silent())
+    assert first == evaluate_tasks(model, tokenizer, ["next-line"], config, Silent())
+
+
+@pytest.mark.slow
+def test_a_group_gives_its_own_result_and_those_of_its_members(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder))
+    found = evaluate_tasks(random_llama(), tokenizer, ["arithmetic_of_mine"], config, Silent())
+    assert set(found) == {"arithmetic_of_mine", "sums"}
+    assert found["arithmetic_of_mine"].metrics["acc"] == found["sums"].metrics["acc"]
+    assert (found["arithmetic_of_mine"].samples, found["arithmetic_of_mine"].version) == (7, "3")
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_an_error_with_the_nearest_name(folder):
+    with pytest.raises(
+        ConfigError, match=r"'arc_eassy', an unknown task\. Did you mean 'arc_easy'"
+    ):
+        check_tasks(["arc_eassy"], EvalConfig())
+    with pytest.raises(ConfigError, match=r"\(.* has arithmetic_of_mine, sums\)\. .*lm-eval ls"):
+        check_tasks(["sums", "8" * 20], EvalConfig(task_folder=str(folder)))
+
+
+@pytest.mark.slow
+def test_every_task_of_the_suite_is_known_to_the_harness():
+    check_tasks(["zeroshot", "next-line"], EvalConfig())
+
+
+def test_a_task_folder_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"eval.task_folder is '.*nowhere', which is not a folder"
+    ):
+        check_tasks(["mine"], EvalConfig(task_folder=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("question", "'{{quest}}'"), "task sums cannot be set up: 'quest' is undefined"),
+        (("multiple_choice", "guess"), "Got invalid output_type 'guess'"),
+        (("test_split: test", "test_split: exam"), "has no split 'exam', only test"),
+        (("sums.jsonl", "gone.jsonl"), "task sums: data set json cannot be read: .*gone.jsonl"),
+        (("dataset_path: json", ""), "task sums has no dataset_path"),
+        (("metadata:", "unsafe_code: true\nmetadata:"), "task sums runs code"),
+    ],
+)
+def test_a_mistake_in_a_task_of_ones_own_is_one_line(folder, tmp_path, change, message):
+    text = TASK.replace("FILE", str(folder / "sums.jsonl")).replace(*change)
+    (tmp_path / "sums.yaml").write_text(text)
+    config = EvalConfig(task_folder=str(tmp_path))
+    with pytest.raises((ConfigError, DataError), match=message) as error:
+        evaluate_tasks(torch.nn.Identity(), None, ["sums"], config, Silent())
+    assert "\n" not in str(error.value)
+
+
+def test_the_suite_is_seven_tasks_each_named_once():
+    assert expand_tasks(["rte", "zeroshot", "next-line", "rte"]) == [
+        "rte",
+        *(name for name in ZEROSHOT if name != "rte"),
+        "next-line",
+    ]
+    assert len(ZEROSHOT) == 7
+
+
+def test_perplexity_is_not_a_task():
+    with pytest.raises(ConfigError, match="perplexity is not a task"):
+        expand_tasks(["perplexity", "rte"])
+
+
+def test_the_mean_of_the_suite_is_that_of_acc_over_all_seven():
+    results = {
+        name: TaskResult({"acc": number / 10, "acc_norm": 1.0}, 100, "1.0", 0)
+        for number, name in enumerate(ZEROSHOT)
+    }
+    assert zeroshot_mean(results) == pytest.approx(0.3)
+    del results["rte"]
+    assert zeroshot_mean(results) is None
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "spp-cli\[eval\]"'):
+        check_tasks(["rte"], EvalConfig())
+
+
+def test_the_version_of_the_harness_is_known():
+    assert harness_version().count(".") >= 1

@@ -1,0 +1,81 @@
+"""The ready configurations, and the reference in the README that is made from the models."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from spp_cli import fields, yaml12
+from spp_cli.config import SppConfig
+from spp_cli.settings import Layer, dump_yaml, read_yaml, validate
+
+ROOT = Path(__file__).parents[1]
+READY = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_there_is_one_for_each_model_that_is_promised() -> None:
+    promised = "demo llama2-13b llama2-7b llama3.1-8b mistral-7b opt-125m qwen3-8b"
+    assert [path.stem for path in READY] == promised.split()
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_it_loads_and_its_dump_reads_back_equal(path: Path) -> None:
+    config = validate(read_yaml(path))
+    assert validate(Layer(yaml12.parse(dump_yaml(config)))) == config
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+def test_it_says_what_to_expect_and_sets_what_matters(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    layer = read_yaml(path)
+    assert text.startswith("# ")
+    assert {"model", "seed", "prune", "finetune", "eval"} <= set(layer.values)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("path", [p for p in READY if p.stem != "demo"], ids=lambda path: path.stem)
+def test_a_model_from_the_hub_is_finetuned_with_the_published_settings(path: Path) -> None:
+    finetune = validate(read_yaml(path)).finetune
+    assert finetune.batch_size * finetune.gradient_accumulation_steps == 128
+    assert (finetune.epochs, finetune.data.sequence_length) == (3.0, 512)
+    assert (finetune.adapter.r, finetune.adapter.scale) == (16, 2.0)
+
+
+def test_the_embedded_defaults_are_the_demo_configuration() -> None:
+    packaged = ROOT / "spp_cli" / "demo" / "defaults.yaml"
+    assert packaged.read_bytes() == (ROOT / "configs" / "demo.yaml").read_bytes()
+
+
+def write_reference(readme: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> object:
+    """Run the script; return what it exits with, None being success."""
+    script = str(ROOT / "scripts" / "config_reference.py")
+    monkeypatch.setattr(sys, "argv", [script, "--readme", str(readme), *options])
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        return end.code or None
+    return None
+
+
+def test_the_reference_is_written_between_its_markers_and_found_stale_by_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# spp\n")
+    assert "no place for the reference" in str(write_reference(readme, monkeypatch))
+
+    readme.write_text(
+        "before\n<!-- configuration reference: written by scripts/config_reference.py -->\n"
+        "<!-- end of the configuration reference -->\nafter\n"
+    )
+    assert "is stale" in str(write_reference(readme, monkeypatch, "--check"))
+    assert write_reference(readme, monkeypatch) is None
+    assert write_reference(readme, monkeypatch, "--check") is None
+
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert [key for key, _ in fields.walk(SppConfig) if f"| `{key}` |" not in text] == []
