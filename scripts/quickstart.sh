@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From a fresh clone to a table: installs into .venv, then prunes, finetunes, merges and evaluates
+# the embedded model. Run it again and it says what is up to date. Arguments go to `spp run`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+./scripts/install.sh eval
+.venv/bin/spp run configs/demo.yaml --run quickstart "$@"
+.venv/bin/spp verify workspace/quickstart/merge --quiet

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs what the tests need, checks style and types, and runs all tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+./scripts/install.sh dev plot
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python scripts/config_reference.py --check
+.venv/bin/python -m pytest "$@"
