@@ -38,7 +38,14 @@ def evaluation_table(document: Mapping[str, Any]) -> str:
     shares = list(document.get("recovered", {}).values())
     share: Mapping[str, float] = shares[-1] if shares else {}
     tasks = dict.fromkeys(task for model in models.values() for task in model["results"])
-    rows = [["sparsity", *(_number(model.get("sparsity"), 4) for model in models.values()), ""]]
+    rows = [
+        ["sparsity", *(_number(model.get("sparsity"), 4) for model in models.values()), ""],
+        [
+            "non-zero weights",
+            *(_count(model.get("nonzero_parameters")) for model in models.values()),
+            "",
+        ],
+    ]
     for task in tasks:
         for place, metric in enumerate(_metrics(models, task)):
             cells = [_measured(model["results"].get(task), metric) for model in models.values()]
@@ -55,6 +62,16 @@ def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
     return [name for name in names if not name.endswith(_ERROR)]
 
 
+def _count(parameters: int | None) -> str:
+    """Return "2.19 M": all parameters that are not zero, embeddings and norms included."""
+    if parameters is None:
+        return _NOTHING
+    sign, unit = next(
+        (item for item in (("B", 1e9), ("M", 1e6)) if parameters >= item[1]), ("k", 1e3)
+    )
+    return f"{parameters / unit:.2f} {sign}"
+
+
 def _measured(result: Mapping[str, Any] | None, metric: str) -> str:
     if result is None:
         return _NOTHING
@@ -68,18 +85,19 @@ def _measured(result: Mapping[str, Any] | None, metric: str) -> str:
 def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return one line a run, as ``spp status`` shows them.
 
-    Each row has ``run``, ``stages`` (state by stage), and ``sparsity`` and ``perplexity``, which
-    may be None.
+    Each row has ``run``, ``stages`` (state by stage), and ``sparsity``, ``perplexity`` and
+    ``recovered``, which may be None.
     """
     stages = list(rows[0]["stages"])
     return table(
-        ["run", *stages, "sparsity", "perplexity"],
+        ["run", *stages, "sparsity", "perplexity dense → pruned → now", "recovered"],
         [
             [
                 row["run"],
                 *(_state(row["stages"][stage]) for stage in stages),
                 _number(row["sparsity"], 4),
                 _perplexity(row["perplexity"]),
+                _NOTHING if row["recovered"] is None else f"{round(100 * row['recovered'])}%",
             ]
             for row in rows
         ],
@@ -113,12 +131,18 @@ def _state(row: Mapping[str, Any]) -> str:
     return f"{state} {progress['done']}/{progress['total']}" if progress else state
 
 
-def _perplexity(measured: Mapping[str, float] | None) -> str:
-    """Return "24.40 (@256)": a perplexity without its length cannot be compared."""
+def _perplexity(measured: Mapping[str, Any] | None) -> str:
+    """Return "19.93 → 60.24 → 24.40 (@256)": without its length a perplexity cannot be compared.
+
+    Of finetuned and merged, which should not differ, the later one counts as now.
+    """
     if not measured:
         return _NOTHING
-    name, value = next(iter(measured.items()))
-    return f"{value:.2f} (@{name.rpartition('@')[2]})"
+    numbers = dict(measured["stages"])
+    if "merge" in numbers:
+        numbers.pop("finetune", None)
+    arrows = " → ".join(f"{value:.2f}" for value in numbers.values())
+    return f"{arrows} (@{measured['name'].rpartition('@')[2]})"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -33,6 +33,7 @@ def test_every_line_of_a_table_ends_in_the_same_column(rows: list[list[str]]) ->
 def model(perplexity: float, acc: float, sparsity: float) -> dict[str, Any]:
     return {
         "sparsity": sparsity,
+        "nonzero_parameters": round(5.48e6 * (1 - 0.8 * sparsity)),
         "results": {
             "perplexity@256": {"perplexity": perplexity},
             "next-line": {"metrics": {"acc": acc, "acc_stderr": 0.024, "acc_norm": 0.5}},
@@ -50,6 +51,7 @@ def test_an_evaluation_shows_every_stage_and_what_came_back() -> None:
             "                            dense         pruned",
             "------------------  -------------  -------------",
             "sparsity                   0.0000         0.7500",
+            "non-zero weights           5.48 M         2.19 M",
             "perplexity@256              18.50          57.50",
             "next-line acc       0.350 ± 0.024  0.310 ± 0.024",
             "next-line acc_norm          0.500          0.500",
@@ -59,16 +61,16 @@ def test_an_evaluation_shows_every_stage_and_what_came_back() -> None:
     document["recovered"] = {"merge": {"perplexity@256": 0.756, "next-line": 0.75}}
     lines = evaluation_table(document).splitlines()
     assert lines[0].split() == ["dense", "pruned", "merged", "recovered"]
-    assert lines[3].split() == ["perplexity@256", "18.50", "57.50", "24.40", "76%"]
-    assert lines[4].endswith("75%")
-    assert lines[5].split() == ["next-line", "acc_norm", "0.500", "0.500", "0.500"]
+    assert lines[4].split() == ["perplexity@256", "18.50", "57.50", "24.40", "76%"]
+    assert lines[5].endswith("75%")
+    assert lines[6].split() == ["next-line", "acc_norm", "0.500", "0.500", "0.500"]
 
 
 def test_a_task_that_one_stage_lacks_is_a_dash_there() -> None:
     lacking = {"results": {"boolq": {"metrics": {"acc": 0.7}}}}
     document = {"models": {"dense": model(18.5, 0.35, 0), "prune": lacking}}
     lines = evaluation_table(document).splitlines()
-    assert [line.split()[-1] for line in lines[2:]] == ["–", "–", "–", "–", "0.700"]
+    assert [line.split()[-1] for line in lines[2:]] == ["–", "–", "–", "–", "–", "0.700"]
 
 
 def test_the_status_shows_states_progress_and_the_length_of_a_perplexity() -> None:
@@ -81,12 +83,19 @@ def test_the_status_shows_states_progress_and_the_length_of_a_perplexity() -> No
         "run": "demo-wanda-0.75",
         "stages": stages,
         "sparsity": 0.75,
-        "perplexity": {"perplexity@256": 24.4},
+        "perplexity": {
+            "name": "perplexity@256",
+            "stages": {"dense": 18.5, "prune": 57.5, "finetune": 24.41, "merge": 24.4},
+        },
+        "recovered": 0.756,
     }
-    lines = status_table([row, {**row, "sparsity": None, "perplexity": None}]).splitlines()
-    assert lines[0].split() == ["run", "prune", "finetune", "merge", "sparsity", "perplexity"]
-    assert lines[2].split()[1:] == ["done", "partial", "17/32", "–", "0.7500", "24.40", "(@256)"]
-    assert lines[3].split()[-2:] == ["–", "–"]
+    lines = status_table(
+        [row, {**row, "sparsity": None, "perplexity": None, "recovered": None}]
+    ).splitlines()
+    assert lines[0].split()[:5] == ["run", "prune", "finetune", "merge", "sparsity"]
+    assert lines[2].split()[1:6] == ["done", "partial", "17/32", "–", "0.7500"]
+    assert lines[2].endswith("18.50 → 57.50 → 24.40 (@256)        76%")
+    assert lines[3].split()[-3:] == ["–", "–", "–"]
 
 
 def test_a_run_shows_when_and_how_long_each_stage_took() -> None:
