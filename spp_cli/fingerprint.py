@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 
 from spp_cli import __version__
 from spp_cli.errors import WorkspaceError
@@ -24,6 +25,8 @@ FORMAT = 1  # raised when the same settings and inputs come to mean another resu
 UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
 _NOT_SET = object()
+_FULL = (ENOSPC, EDQUOT, EFBIG)
+_FREE_SPACE = "Finished stages are intact. Free some space, then run the same command again"
 
 
 @dataclass(frozen=True)
@@ -240,8 +243,8 @@ def disk_errors(path: str | Path, verb: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (ENOSPC, EDQUOT, EFBIG):
-            remedy = "Finished stages are intact. Free some space, then run the same command again"
+        if error.errno in _FULL:
+            remedy = _FREE_SPACE
         elif error.errno in (EACCES, EPERM, EROFS) and verb == "write":
             remedy = "Choose a folder that you may write with --workspace"
         elif error.errno in (ENOTDIR, EEXIST):
@@ -250,3 +253,24 @@ def disk_errors(path: str | Path, verb: str = "write") -> Iterator[None]:
             remedy = "Mend this, then run the same command again"
         reason = error.strerror or str(error)
         raise WorkspaceError(f"cannot {verb} {path}: {reason}. {remedy}") from error
+
+
+@contextmanager
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what any library raises when ``folder`` cannot grow into a WorkspaceError of one line.
+
+    safetensors and torch write with code of their own, whose errors have no errno.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if not _is_full_disk(error):
+            raise
+        raise WorkspaceError(f"cannot write {folder}: the disk is full. {_FREE_SPACE}") from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    signs = ("PytorchStreamWriter", "unexpected pos", *(f"os error {number})" for number in _FULL))
+    return any(sign in str(error) for sign in signs)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spp_cli.config import SppConfig
-from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest
+from spp_cli.errors import SppError
+from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
 from spp_cli.progress import Reporter
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
@@ -101,7 +102,13 @@ def _run_stage(
         cache = workspace.root / ".cache" / "evaluations"
         sources = Sources(model, demo, folders, digests, cache)
         started, clock = datetime.now(timezone.utc), time.monotonic()
-        result = importlib.import_module(MODULES[stage]).run(config, sources, partial, reporter)
+        try:
+            with full_disk_errors(partial):
+                module = importlib.import_module(MODULES[stage])
+                result = module.run(config, sources, partial, reporter)
+        except SppError:
+            run.abandon(stage)
+            raise
         manifest = run.publish(
             stage,
             fingerprint=fingerprint,

@@ -53,6 +53,12 @@ def damage(folder: Path, files: Mapping[str, int]) -> str | None:
     return None
 
 
+def holds_work(partial: Path) -> bool:
+    """Whether a folder in progress holds more than the plan: output, or what a resume needs."""
+    plan = {CONFIG, FINGERPRINT, PROGRESS}
+    return any(path.is_file() and path.name not in plan for path in partial.rglob("*"))
+
+
 def remove_unfinished_files(folder: Path) -> None:
     """Remove what killed writers left behind."""
     for path in folder.rglob(f".*{UNFINISHED}"):

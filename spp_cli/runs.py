@@ -37,6 +37,7 @@ from spp_cli.publishing import (
     MANIFEST,
     PROGRESS,
     damage,
+    holds_work,
     is_half_replaced,
     output_files,
     partial_of,
@@ -246,6 +247,14 @@ class Run:
             return Fingerprint(**begun).digest
         except (OSError, ValueError, TypeError):
             return None
+
+    def abandon(self, stage: str) -> None:
+        """Remove a stage in progress, within ``lock``, that failed before it had done any work."""
+        assert self._locked
+        partial = partial_of(self.folder / stage)
+        if not holds_work(partial):
+            with disk_errors(partial):
+                remove(partial)
 
     def publish(
         self,

@@ -69,8 +69,14 @@ def read_yaml(path: str | Path, name: str = "") -> Layer:
         layer.values = yaml12.parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such file. The ready ones are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read as text: {error}") from error
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{name}: a folder, not a YAML file. A model's folder is given with --model"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: not UTF-8 text, so it is no YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from error
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply, or an alias that contains itself") from None
     except yaml.YAMLError as error:
@@ -88,10 +94,11 @@ def demo_defaults() -> Layer:
 
 def _yaml_problem(name: str, error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    problem = " ".join(str(problem or error).split())
     where = f"{name}:{mark.line + 1}" if mark else name
     is_alias = "alias" in f"{getattr(error, 'context', '')} {problem}"
     hint = ". Put quotes around a text that begins with '*'" if is_alias else ""
-    return f"{where}: not valid YAML: {problem or error}{hint}"
+    return f"{where}: not valid YAML: {problem}{hint}"
 
 
 def _locate(node: yaml.Node, keys: Keys, name: str, origins: dict[Keys, str]) -> None:
@@ -198,7 +205,9 @@ def validate(layer: Layer) -> SppConfig:
     except ValidationError as error:
         details = error.errors(include_url=False)
         # A list with a wrong item counts as too short besides, which would mislead.
-        telling = (d for d in details if d["type"] != "too_short" or not d["input"])
+        telling = [d for d in details if d["type"] != "too_short" or not d["input"]]
+        places = {keys: number for number, keys in enumerate(layer.origins)}  # as in the file
+        telling.sort(key=lambda d: places.get(_real_keys(d["loc"], layer.values), len(places)))
         raise ConfigError("\n".join(dict.fromkeys(_line(layer, d) for d in telling))) from None
 
 

@@ -48,12 +48,22 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "opt": ("OPTConfig", OPT),
     "gpt2": ("GPT2Config", GPT2),
     "gpt_neox": ("GPTNeoXConfig", {**COMMON, **HEADS}),
+    "falcon": ("FalconConfig", {**COMMON, **HEADS, "new_decoder_architecture": True}),
+    "bloom": ("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
+    "stablelm": ("StableLmConfig", {**COMMON, **HEADS}),
+    "olmo2": ("Olmo2Config", {**COMMON, **HEADS}),
+    "cohere": ("CohereConfig", {**COMMON, **HEADS}),
+    "gemma3": ("Gemma3TextConfig", {**COMMON, **HEADS, "head_dim": 16, "sliding_window": 8}),
+    "phi": ("PhiConfig", {**COMMON, **HEADS}),
 }
 
 
-def make_model(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def make_model(
+    family: str, folder: Path, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
     """Save a tiny random model of ``family`` into ``folder``; it has no tokenizer."""
-    name, arguments = FAMILIES[family]
+    name, defaults = FAMILIES[family]
+    arguments = {**defaults, **changes}
     torch.manual_seed(0)
     config = getattr(transformers, name)(**arguments, bos_token_id=1, eos_token_id=2)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)

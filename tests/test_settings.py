@@ -100,9 +100,9 @@ def test_a_missing_file_and_a_binary_one_are_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file\. The ready ones are in"):
         read_yaml(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read as text"):
+    with pytest.raises(ConfigError, match=r"binary\.yaml: not UTF-8 text"):
         read_yaml(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(ConfigError, match="a folder, not a YAML file"):
         read_yaml(tmp_path)
 
 

@@ -65,7 +65,9 @@ def read_adapter_config(folder: Path) -> tuple[AdapterMethod, dict[str, Any]]:
     except FileNotFoundError:
         raise ModelError(f"{folder} has no {CONFIG}; it is not an adapter") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is corrupt: {error}. Finetune again: spp finetune") from error
+        raise ModelError(
+            f"{path} is corrupt: {error}. Finetune again: spp finetune --force"
+        ) from error
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
@@ -78,7 +80,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     try:
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is missing or corrupt: {error}. Finetune again") from error
+        raise ModelError(
+            f"{path} is missing or corrupt: {error}. Finetune again: spp finetune --force"
+        ) from error
     wanted = {
         f"{layer}.{name}": parameter
         for layer, module in adapted_layers(model).items()

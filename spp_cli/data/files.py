@@ -129,7 +129,10 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except ValueError as error:  # JSONDecodeError, or a number of too many digits
         line = first_line + getattr(error, "lineno", 1) - 1
         reason = getattr(error, "msg", error)
-        raise DataError(f"{path}:{line}: not valid JSON: {reason}") from None
+        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(
+            f"{path}:{line}: not valid JSON: {str(reason).removesuffix(' at')}{column}"
+        ) from None
     except RecursionError:
         raise DataError(f"{path}:{first_line}: JSON that is nested too deep") from None
 

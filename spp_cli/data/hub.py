@@ -46,6 +46,8 @@ def hub_rows(wanted: HubSet, *, data_folder: str | None, remedy: str) -> Iterato
     import datasets  # slow to import, and needed by few runs
 
     copy = Path(data_folder).expanduser() / wanted.name if data_folder else None
+    if data_folder and not Path(data_folder).expanduser().is_dir():
+        raise DataError(f"eval.data_folder is {data_folder!r}, which is not a folder")
     try:
         rows = _rows_of_copy(wanted, copy) if copy and copy.is_dir() else _rows_of_hub(wanted)
         for number, value in enumerate(rows, start=1):

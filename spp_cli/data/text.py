@@ -118,7 +118,7 @@ def find(source: str, setting: str) -> Path | None:
     if is_hub_id and path.suffix not in (".txt", ".md", ".py", ".gz"):
         return None
     raise DataError(
-        f"{setting}: {source}: no such file or folder{nearest(source, NAMED)}. "
+        f"{setting}: {source}: no such file or folder{nearest(source, NAMED) or '.'} "
         f"Allowed: {', '.join(NAMED)}, a file, a folder, or owner/name of a hub data set"
     )
 

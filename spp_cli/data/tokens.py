@@ -17,11 +17,12 @@ from torch import Tensor
 from spp_cli.config import CalibrationConfig, PerplexityConfig
 from spp_cli.data.text import find, load_texts
 from spp_cli.data.windows import Windows, windows_of_documents, windows_of_packed
-from spp_cli.errors import ConfigError, DataError
+from spp_cli.errors import ConfigError, DataError, ModelError
 
 __all__ = [
     "TokenSet",
     "calibration_tokens",
+    "check_vocabulary",
     "close",
     "encode",
     "encode_document",
@@ -117,26 +118,48 @@ def evaluation_tokens(
 
 
 def resolve_length(
-    configured: int | Literal["auto"], model_config: Any, default: int = 2048
+    configured: int | Literal["auto"],
+    model_config: Any,
+    default: int = 2048,
+    *,
+    setting: str = "sequence_length",
 ) -> int:
     """Return the tokens a sequence: as configured, or ``default`` where the context is that long.
 
-    Never the context itself by default, which is 131072 on newer models.
+    Never the context itself by default, which is 131072 on newer models. ``setting`` is the key
+    that ``configured`` was read from, for the message.
 
     Raises:
         ConfigError: the configured length does not fit into the model's context.
     """
-    if hasattr(model_config, "get_text_config"):
-        model_config = model_config.get_text_config()
-    context = getattr(model_config, "max_position_embeddings", None)
+    context = getattr(_text_config(model_config), "max_position_embeddings", None)
     if configured == "auto":
         return min(default, context or default)
     if context and configured > context:
         raise ConfigError(
-            f"sequence_length is {configured}, and the model's context is {context} tokens. "
+            f"{setting} is {configured}, and the model's context is {context} tokens. "
             f"Set at most {context}, or auto"
         )
     return configured
+
+
+def check_vocabulary(largest: int, model_config: Any) -> None:
+    """Refuse a token id that the model has no embedding for.
+
+    Raises:
+        ModelError: ``largest`` is such a one.
+    """
+    vocabulary = _text_config(model_config).vocab_size
+    if largest >= vocabulary:
+        raise ModelError(
+            f"token id {largest} is outside the model's vocabulary of {vocabulary}. "
+            "Use the tokenizer that belongs to the model"
+        )
+
+
+def _text_config(model_config: Any) -> Any:
+    has_parts = hasattr(model_config, "get_text_config")  # a model that also sees or hears
+    return model_config.get_text_config() if has_parts else model_config
 
 
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
@@ -210,8 +233,9 @@ def _read_tokens(path: Path) -> Tensor:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             if "tokens" not in names:
+                found = f"but {', '.join(names[:3])}" if names else "nor is there any"
                 raise DataError(
-                    f"{path}: no tensor is named tokens, the first is named {names[:1]}. "
+                    f"{path}: no tensor is named tokens, {found}. "
                     "Store one of shape (samples, length) under that name"
                 )
             return file.get_tensor("tokens")

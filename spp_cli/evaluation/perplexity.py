@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spp_cli.errors import DataError, ModelError, NumericalError
+from spp_cli.data.tokens import check_vocabulary
+from spp_cli.errors import DataError, NumericalError
 from spp_cli.progress import Reporter
 
 __all__ = ["Perplexity", "perplexity"]
@@ -52,12 +53,8 @@ def perplexity(model: Any, tokens: Tensor, *, batch_size: int, reporter: Reporte
             f"perplexity needs a chunk of at least 2 tokens, found {chunks} of {length}. "
             "Give more text, or lower eval.perplexity.sequence_length"
         )
+    check_vocabulary(int(tokens.max()), model.config)
     vocabulary = model.config.get_text_config().vocab_size
-    if (largest := int(tokens.max())) >= vocabulary:
-        raise ModelError(
-            f"token id {largest} is outside the model's vocabulary of {vocabulary}. "
-            "Use the tokenizer that belongs to the model"
-        )
     rows = max(1, min(batch_size, LOGITS_AT_ONCE // (length * vocabulary)))
     total, done = 0.0, 0
     training = model.training

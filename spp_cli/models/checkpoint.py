@@ -48,7 +48,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ModelError(f"{folder}: no such folder. Give a model's folder or its hub id")
+            problem = "a file, not a folder" if self.folder.exists() else "no such folder"
+            raise ModelError(f"{folder}: {problem}. Give a model's folder or its hub id")
         self.config = self._read_json(self.folder / "config.json")
         self._files = {path: _open(path) for path in self._shards()}
         self.locations = {
@@ -63,7 +64,7 @@ class Checkpoint:
                 names = sorted(set(self._read_json(self.folder / INDEX)["weight_map"].values()))
             except (KeyError, AttributeError, TypeError):
                 raise ModelError(
-                    f"{self.folder / INDEX} has no weight_map; it is corrupt"
+                    f"{self.folder / INDEX} has no weight_map; it is corrupt. Copy it anew"
                 ) from None
             for name in names:
                 if not (self.folder / name).is_file():
@@ -83,7 +84,9 @@ class Checkpoint:
                 f"AutoModelForCausalLM as M; M.from_pretrained('{self.folder}')"
                 ".save_pretrained('converted')\""
             )
-        raise ModelError(f"{self.folder} has no {SINGLE} and no {INDEX}")
+        raise ModelError(
+            f"{self.folder} has no {SINGLE} and no {INDEX}. Copy or download its weights"
+        )
 
     @staticmethod
     def _read_json(path: Path) -> dict[str, Any]:
@@ -94,9 +97,9 @@ class Checkpoint:
                 f"{path.parent} has no {path.name}; it is not a model folder"
             ) from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+            raise ModelError(f"{path} cannot be read as JSON: {error}. Copy it anew") from error
         if not isinstance(value, dict):
-            raise ModelError(f"{path} does not hold a JSON object; it is corrupt")
+            raise ModelError(f"{path} does not hold a JSON object; it is corrupt. Copy it anew")
         return value
 
     @property
@@ -138,7 +141,9 @@ class Checkpoint:
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in self.locations:
                 return candidate
-        raise ModelError(f"{self.folder} has no tensor {name}; cannot prune this model")
+        raise ModelError(
+            f"{self.folder} has no tensor {name}, which its config.json asks for. Copy it anew"
+        )
 
 
 def _open(path: Path) -> Any:
@@ -165,7 +170,9 @@ def locate(
     folder = Path(path).expanduser()
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
         return folder, False
-    return _download(path, revision, trust_remote_code), False
+    from spp_cli.models.hub import download  # not above: it imports the hub's client
+
+    return download(path, revision, with_code=trust_remote_code), False
 
 
 def is_demo_family(folder: Path) -> bool:
@@ -173,35 +180,6 @@ def is_demo_family(folder: Path) -> bool:
     embedded, _ = locate(DEMO)
     files = [path / "tokenizer.json" for path in (embedded, folder)]
     return files[1].is_file() and files[0].read_bytes() == files[1].read_bytes()
-
-
-def _download(hub_id: str, revision: str | None, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
-
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=[*wanted, "*.py"] if trust_remote_code else wanted,
-                ignore_patterns=["original/*", "*/*.safetensors"],
-            )
-        )
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RequestException,
-        OSError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model {hub_id}: no such folder, and it cannot be had from the hub ({reason}). "
-            "Give a local folder with --model, or log in with: hf auth login"
-        ) from error
 
 
 def companions(folder: Path) -> Iterator[Path]:

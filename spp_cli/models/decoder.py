@@ -121,23 +121,26 @@ def _beside_the_text(path: str) -> bool:
 
 
 def select(
-    linears: Sequence[Linear], include: Sequence[str], exclude: Sequence[str], where: str
+    linears: Sequence[Linear],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    keys: tuple[str, str] = ("prune.include", "prune.exclude"),
 ) -> list[Linear]:
     """Return the linears whose name matches a glob of ``include`` and none of ``exclude``.
 
     A glob matches the whole name, or its end after a dot: "*.mlp.*", "q_proj", "layers.0.*".
 
     Raises:
-        ConfigError: a glob matches nothing, or nothing is left; ``where`` is the section's name.
+        ConfigError: a glob matches nothing, or nothing is left; ``keys`` are where the globs stand.
     """
-    for key, globs in (("include", include), ("exclude", exclude)):
+    for key, globs in zip(keys, (include, exclude), strict=True):
         for glob in globs:
             if not any(_matches(linear.name, glob) for linear in linears):
                 names = ", ".join(
                     dict.fromkeys(linear.name.rsplit(".", 1)[-1] for linear in linears)
                 )
                 raise ConfigError(
-                    f"{where}.{key} has {glob!r}, which matches no linear layer. There are: {names}"
+                    f"{key} has {glob!r}, which matches no linear layer. There are: {names}"
                 )
     chosen = [
         linear
@@ -146,7 +149,7 @@ def select(
         and not any(_matches(linear.name, glob) for glob in exclude)
     ]
     if not chosen:
-        raise ConfigError(f"{where}.include and {where}.exclude leave no linear layer")
+        raise ConfigError(f"{keys[0]} and {keys[1]} leave no linear layer")
     return chosen
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -25,6 +26,10 @@ __all__ = [
     "resolve_device",
 ]
 
+_BAD_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
+_COPY_TOKENIZER = "Copy its files (tokenizer.json, tokenizer_config.json) beside config.json"
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "*.tiktoken")
+
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers config of a decoder-only language model.
@@ -32,11 +37,23 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: of another kind of model, or unreadable.
     """
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{folder}/config.json: {_one_line(error)}") from error
+        except _BAD_CONFIG as error:
+            problem = _one_line(error)
+            if "trust_remote_code" in str(error):
+                problem = (
+                    "this model needs Python code of its own. If you trust it, "
+                    "set model.trust_remote_code"
+                )
+            raise ModelError(f"{folder}/config.json: {problem}") from error
+    if quantization := getattr(config, "quantization_config", None):
+        kind = dict(quantization).get("quant_method", "some way")
+        raise ModelError(
+            f"{folder} is quantized ({kind}), and spp prunes plain weights. "
+            "Give the model as it was before"
+        )
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = getattr(config, "architectures", None) or []
     has_remote_code = trust_remote_code and hasattr(config, "auto_map")
@@ -59,7 +76,7 @@ def load_model(
         ModelError: not a decoder-only language model, or the weights do not fit the config.
     """
     load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
-    with _quiet():
+    with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
@@ -67,15 +84,21 @@ def load_model(
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise ModelError(f"{checkpoint.folder} cannot be loaded: {_one_line(error)}") from error
-    # Weights that are missing are made up at random by transformers.
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
-    if missing:
+    # Weights that are missing or do not fit are made up at random by transformers.
+    if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"{checkpoint.folder}: {len(missing)} weights that config.json asks for are missing or "
-            f"of another shape, the first is {missing[0]}. Copy or download the model anew"
+            f"{checkpoint.folder}: {len(missing)} weights that config.json asks for are missing, "
+            f"the first is {missing[0]}. Copy or download the model anew"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, asked = mismatched[0]
+        raise ModelError(
+            f"{checkpoint.folder}: {name} is {tuple(stored)}, and config.json asks for "
+            f"{tuple(asked)}. Copy or download the model anew"
         )
     return model.eval()
 
@@ -87,10 +110,10 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
         ModelError: not a decoder-only language model.
     """
     config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         try:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        except (ValueError, KeyError, ImportError) as error:
+        except (*_BAD_CONFIG, RuntimeError, ImportError) as error:
             raise ModelError(f"{checkpoint.folder} cannot be built: {_one_line(error)}") from error
 
 
@@ -100,16 +123,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: there is none.
     """
-    with _quiet():
+    if not any(path for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        raise ModelError(f"{folder} has no tokenizer. {_COPY_TOKENIZER}")
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:
             raise ModelError(
-                f"{folder} has no usable tokenizer: {_one_line(error)}. "
-                "Copy its files (tokenizer.json, tokenizer_config.json) beside config.json"
+                f"{folder} has no usable tokenizer: {_one_line(error)}. {_COPY_TOKENIZER}"
             ) from error
     if not len(tokenizer):
-        raise ModelError(f"{folder} has no usable tokenizer: its vocabulary is empty")
+        raise ModelError(
+            f"{folder} has no usable tokenizer: its vocabulary is empty. {_COPY_TOKENIZER}"
+        )
     return tokenizer
 
 
@@ -139,11 +165,14 @@ def compute_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > 300:
+        text = text[:300].rpartition(". ")[0] or text[:300]
+    return text.rstrip(".")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own bars and advice off the terminal; what matters is raised."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()

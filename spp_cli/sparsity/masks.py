@@ -47,11 +47,9 @@ def save_masks(
 ) -> str:
     """Write packed masks by linear name into ``folder``; return their digest."""
     digest = mask_digest(packed, shapes)
-    metadata = {
-        "shapes": json.dumps({name: list(shape) for name, shape in shapes.items()}),
-        "digest": digest,
-    }
-    save_file(dict(packed), folder / FILE_NAME, metadata=metadata)
+    described = {"digest": digest, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+    # One key: of several, the library writes the order anew each time; equal masks would differ.
+    save_file(dict(packed), folder / FILE_NAME, metadata={"keep_masks": json.dumps(described)})
     return digest
 
 
@@ -66,15 +64,17 @@ class KeepMasks(Mapping[str, Tensor]):
         self.path = folder / FILE_NAME
         try:
             self._file = safe_open(self.path, framework="pt")
-            metadata = self._file.metadata()
-            shapes = json.loads(metadata["shapes"])
-            self.digest: str = metadata["digest"]
+            described = json.loads(self._file.metadata()["keep_masks"])
+            shapes = described["shapes"]
+            self.digest: str = described["digest"]
         except FileNotFoundError:
             raise ModelError(
                 f"{folder} has no {FILE_NAME}; only what spp pruned or merged has. Run: spp prune"
             ) from None
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{self.path} is corrupt: {error}. Prune again: spp prune") from error
+            raise ModelError(
+                f"{self.path} is corrupt: {error}. Prune again: spp prune --force"
+            ) from error
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -85,6 +85,10 @@ class KeepMasks(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def is_intact(self) -> bool:
+        """Return whether these are the masks whose digest was recorded."""
+        return mask_digest({name: self.packed(name) for name in self}, self.shapes) == self.digest
 
     def packed(self, name: str) -> Tensor:
         """Return the mask of one linear as it is stored, one bit a weight."""

@@ -16,7 +16,7 @@ from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
 from spp_cli.sparsity.masks import FILE_NAME as MASKS
-from spp_cli.sparsity.masks import KeepMasks, mask_digest
+from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.patterns import Pattern, Unstructured, parse_pattern
 
 __all__ = [
@@ -120,10 +120,8 @@ def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
             problems.append(f"{layer.name}: {layer.violations} groups violate {wanted}")
         if layer.filled:
             problems.append(f"{layer.name}: {layer.filled} pruned weights are not zero")
-    if masks is not None:
-        found = mask_digest({name: masks.packed(name) for name in masks}, masks.shapes)
-        if found != masks.digest:
-            problems.append(f"{MASKS}: its digest is not the one recorded; the file was changed")
+    if masks is not None and not masks.is_intact():
+        problems.append(f"{MASKS}: its digest is not the one recorded; the file was changed")
     shown = None if wanted is None else str(wanted)
     return VerifyReport(str(path), shown, masks is not None, tuple(layers), tuple(problems))
 
@@ -164,7 +162,7 @@ def recorded_pattern(folder: Path) -> Pattern | None:
             return Unstructured(record["sparsity"])
         return parse_pattern(record["pattern"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is corrupt: {error}") from error
+        raise ModelError(f"{path} is corrupt: {error}. Copy it anew, or prune again") from error
 
 
 def _count_bits(packed: Tensor) -> int:

@@ -54,7 +54,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     wanted = [stage for stage in config.eval.stages if stage in present]
     if not wanted:
         raise WorkspaceError(
-            f"eval: none of the stages {', '.join(config.eval.stages)} is there yet. Run: spp prune"
+            f"eval: none of the stages {', '.join(config.eval.stages)} is there yet. "
+            f"Run: spp {config.eval.stages[0]}"
         )
     earlier = _read(sources.stages.get("eval"))
     models = {}
@@ -186,7 +187,11 @@ class _Measure:
 
 
 def _text(settings: EvalConfig, tokenizer: Any, checkpoint: Checkpoint, demo: bool) -> TokenSet:
-    length = resolve_length(settings.perplexity.sequence_length, load_config(checkpoint.folder))
+    length = resolve_length(
+        settings.perplexity.sequence_length,
+        load_config(checkpoint.folder),
+        setting="eval.perplexity.sequence_length",
+    )
     return evaluation_tokens(
         settings.perplexity, tokenizer, length, demo=demo, data_folder=settings.data_folder
     )

@@ -12,7 +12,7 @@ from transformers import set_seed
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.config import SppConfig
 from spp_cli.data.instructions import Rows, training_rows
-from spp_cli.data.tokens import resolve_length
+from spp_cli.data.tokens import check_vocabulary, resolve_length
 from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.stages.sparse_model import pruned_model
@@ -45,10 +45,16 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     total = sum(p.numel() for p in sparse.model.parameters())
 
     tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
-    length = resolve_length(settings.data.sequence_length, sparse.model.config)
+    length = resolve_length(
+        settings.data.sequence_length,
+        sparse.model.config,
+        setting="finetune.data.sequence_length",
+    )
     train, validation = training_rows(
         settings.data, tokenizer, length, demo=sources.demo, seed=config.seed
     )
+    largest = max(max(ids) for rows in (train, validation) for ids in rows.input_ids)
+    check_vocabulary(largest, sparse.model.config)
     reporter.say(f"data: {_describe(train)}; {len(validation.input_ids)} rows to validate on")
     reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
 
@@ -59,6 +65,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         "mask_digest": sparse.masks.digest,
     }
     sparse.model.config.use_cache = False
+    if settings.gradient_checkpointing:
+        _recompute_activations(sparse.model)
     checkpoints = target / ".resume"
     trainer = AdapterTrainer(
         model=sparse.model.to(device),
@@ -74,6 +82,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     before = trainer.evaluate()["eval_loss"]
     newest = newest_checkpoint(checkpoints, reporter)
     outcome = trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    best_step = trainer.load_best()
     after = trainer.evaluate()["eval_loss"]
     save_adapter(sparse.model, target, description)
     reporter.say(
@@ -87,7 +96,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "validation_perplexity_after": math.exp(after),
             "train_loss": outcome.training_loss,
             "steps": outcome.global_step,
-            "best_step": trainer.state.best_global_step,
+            "best_step": best_step,
             "trainable_parameters": trainable,
             "total_parameters": total,
             "linears": len(names),
@@ -101,6 +110,12 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the type of the products; None: as stored."""
     return compute_dtype(device) if precision == "auto" else getattr(torch, precision)
+
+
+def _recompute_activations(model: Any) -> None:
+    # transformers renamed it; the Trainer's own setting warns of that on every run.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def _figures(rows: Rows) -> dict[str, Any]:

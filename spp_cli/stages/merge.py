@@ -82,14 +82,14 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
 
 def _refuse_damage(name: str, merged: torch.Tensor, keep: torch.Tensor) -> None:
+    if not merged.isfinite().all():  # first: NaN and infinity count as filled, too
+        raise CheckFailed(
+            f"merge makes NaN or infinity in {name}. Nothing was saved. "
+            "Finetune again with a lower finetune.learning_rate"
+        )
     filled = int((merged.masked_fill(keep, 0) != 0).sum())
     if filled:
         raise CheckFailed(
             f"merge would fill {filled} of {int((~keep).sum())} pruned weights in {name}. "
             "Nothing was saved. The adapter breaks its promise to keep zeros"
-        )
-    if not merged.isfinite().all():
-        raise CheckFailed(
-            f"merge makes NaN or infinity in {name}. Nothing was saved. "
-            "Finetune again with a lower finetune.learning_rate"
         )

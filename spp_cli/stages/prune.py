@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from spp_cli.config import SppConfig
-from spp_cli.data.tokens import TokenSet, calibration_tokens, resolve_length
+from spp_cli.data.tokens import TokenSet, calibration_tokens, check_vocabulary, resolve_length
 from spp_cli.models.checkpoint import Checkpoint, copy_companions, copy_with
 from spp_cli.models.decoder import Decoder, select
 from spp_cli.models.loading import compute_dtype, load_model, load_tokenizer, resolve_device
@@ -30,7 +30,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     model = load_model(source, dtype=compute_dtype(device) or cast_to, trust_remote_code=trusted)
     decoder = Decoder(model)
-    linears = select(decoder.all_linears(), settings.include, settings.exclude, "prune")
+    linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, pattern)
     stored_as = {
         linear.name: source.stored_name(f"{linear.name}.weight", model.base_model_prefix)
@@ -41,9 +41,14 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     calibration: TokenSet | None = None
     batches: list[torch.Tensor] = []
     if settings.method.statistic is not None:
-        length = resolve_length(settings.calibration.sequence_length, model.config)
+        length = resolve_length(
+            settings.calibration.sequence_length,
+            model.config,
+            setting="prune.calibration.sequence_length",
+        )
         tokenizer = load_tokenizer(sources.model, trust_remote_code=trusted)
         calibration = calibration_tokens(settings.calibration, tokenizer, length, demo=sources.demo)
+        check_vocabulary(int(calibration.tokens.max()), model.config)
         batches = list(calibration.tokens.split(settings.calibration.batch_size))
         samples = len(calibration.tokens)
         reporter.say(f"calibration: {samples} × {length} tokens of {calibration.source}")

@@ -37,7 +37,8 @@ class SparseModel:
         self, method: AdapterMethod, include: tuple[str, ...], exclude: tuple[str, ...]
     ) -> list[str]:
         """Put new adapters on the chosen masked linears; return the linears' names."""
-        chosen = select(list(self.linears.values()), include, exclude, "finetune")
+        keys = ("finetune.target_modules", "finetune.exclude_modules")
+        chosen = select(list(self.linears.values()), include, exclude, keys)
         attach(self.model, chosen, method)
         return [linear.name for linear in chosen]
 
@@ -52,6 +53,11 @@ def pruned_model(
     """
     checkpoint = Checkpoint(folder)
     masks = KeepMasks(folder)
+    if not masks.is_intact():
+        raise ModelError(
+            f"{masks.path} was changed after pruning: its digest is not the one recorded. "
+            "Prune again: spp prune --force"
+        )
     model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
     linears = {
         linear.name: linear for linear in Decoder(model).all_linears() if linear.name in masks

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from spp_cli.adapters.attach import load_adapter, save_adapter
 from spp_cli.config import FinetuneConfig
-from spp_cli.errors import NumericalError
-from spp_cli.progress import Reporter, Task
+from spp_cli.progress import Reporter
+from spp_cli.training.callbacks import KeepBest, Progress
 
 __all__ = ["AdapterTrainer", "TokenRows", "newest_checkpoint", "pad_rows", "training_arguments"]
 
@@ -79,16 +78,11 @@ def training_arguments(
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
         fp16=config.precision == "float16" and device.type == "cuda",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps",
         eval_steps=evaluate_every,
         save_strategy="steps",
         save_steps=config.checkpoint_every or evaluate_every,
         save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",
-        greater_is_better=False,
         prediction_loss_only=True,
         logging_steps=max(1, steps // 200),
         logging_nan_inf_filter=False,
@@ -118,12 +112,26 @@ class AdapterTrainer(Trainer):
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 self.remove_callback(callback)
-        self.add_callback(_Progress(reporter, log))
+        self.add_callback(Progress(reporter, log))
+        self._best = KeepBest(Path(self.args.output_dir) / "best", self._save_to)
+        self.add_callback(self._best)
+
+    def load_best(self) -> int:
+        """Put the best adapter so far into the model; return the step after which it was saved.
+
+        Step 0 is the pruned model as it came.
+        """
+        assert self.model is not None
+        load_adapter(self.model, self._best.folder)
+        return int(self._best.best()["step"])
+
+    def _save_to(self, folder: Path) -> None:
+        assert self.model is not None
+        save_adapter(self.model, folder, self.description)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            assert self.model is not None
-            save_adapter(self.model, Path(output_dir or self.args.output_dir), self.description)
+            self._save_to(Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -135,11 +143,6 @@ class AdapterTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         assert self.model is not None
         load_adapter(self.model, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        assert self.model is not None
-        assert self.state.best_model_checkpoint is not None
-        load_adapter(self.model, Path(self.state.best_model_checkpoint))
 
 
 def newest_checkpoint(folder: Path, reporter: Reporter) -> Path | None:
@@ -163,43 +166,3 @@ def _is_complete(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-class _Progress(TrainerCallback):
-    """Shows steps and losses while they come, writes them down, and stops at a loss of NaN."""
-
-    def __init__(self, reporter: Reporter, log: Path) -> None:
-        self._reporter = reporter
-        self._log = log
-        self._context: Any = None
-        self._task: Task | None = None
-        self._detail = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._context = self._reporter.task("finetune", state.max_steps, "steps")
-        self._task = self._context.__enter__()
-        self._task.advance(state.global_step)
-        self._started = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._task is not None:
-            self._task.advance(1, self._detail)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
-        for name in ("loss", "eval_loss"):
-            if name in numbers:
-                if not math.isfinite(numbers[name]):
-                    raise NumericalError(
-                        f"finetune: {name} is {numbers[name]} at step {state.global_step}. "
-                        "Lower finetune.learning_rate, or raise warmup_ratio"
-                    )
-                label = "loss" if name == "loss" else "validation loss"
-                self._detail = f"{label} {numbers[name]:.3f}"
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = self._task = None

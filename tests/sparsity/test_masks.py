@@ -40,6 +40,17 @@ def test_saved_masks_are_read_back_with_their_digest(tmp_path):
     assert all(torch.equal(masks[name], keep[name]) for name in keep)
 
 
+def test_equal_masks_make_equal_files(tmp_path):
+    packed = {name: pack(random_mask((8, 8), seed)) for seed, name in enumerate("abcd")}
+    contents = set()
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_masks(folder, packed, dict.fromkeys(packed, (8, 8)))
+        contents.add((folder / FILE_NAME).read_bytes())
+    assert len(contents) == 1
+
+
 def test_the_digest_sees_every_bit_name_and_shape():
     packed, shape = {"a": pack(random_mask((4, 4), 0))}, {"a": (4, 4)}
     digest = mask_digest(packed, shape)

@@ -1,0 +1,132 @@
+"""Any decoder-only model: pruned, finetuned, merged, and reloaded in plain transformers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, make_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from spp_cli.config import SppConfig
+from spp_cli.models.checkpoint import Checkpoint, locate
+from spp_cli.models.decoder import Decoder
+from spp_cli.progress import Silent
+from spp_cli.sparsity.verify import verify_folder
+from spp_cli.stages import finetune, merge, prune
+from spp_cli.stages.stage import Sources
+
+PATTERNS = {
+    "2:4": {"pattern": "2:4"},
+    "60 %": {"pattern": "unstructured", "sparsity": 0.6},
+}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory):
+    """Return a maker of dense models with the embedded tokenizer, each made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            folder = tmp_path_factory.mktemp("dense") / family
+            made[family] = make_model(family, folder, vocab_size=4096)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(locate("demo")[0] / name, folder / name)
+        return made[family]
+
+    return make
+
+
+def config_of(pattern: dict[str, object]) -> SppConfig:
+    return SppConfig.model_validate(
+        {
+            "prune": {**pattern, "calibration": {"samples": 3, "sequence_length": 16}},
+            "finetune": {
+                "data": {"sequence_length": 16, "samples": 8, "validation_samples": 2},
+                "learning_rate": 0.05,
+                "batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "max_steps": 2,
+            },
+            "merge": {"check_sequences": 1, "check_length": 16},
+        }
+    )
+
+
+def pruned(folder: Path, target: Path, pattern: str) -> Path:
+    target.mkdir()
+    prune.run(config_of(PATTERNS[pattern]), Sources(folder, True), target, Silent())
+    return target
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pruned_model_reloads_generates_and_is_exactly_as_sparse_as_asked(
+    family, pattern, dense, tmp_path
+):
+    source = dense(family)
+    target = pruned(source, tmp_path / "pruned", pattern)
+
+    assert verify_folder(target).ok
+    model = load(target)
+    linears = Decoder(model).all_linears()
+    for linear in linears:
+        zeros = (linear.weight == 0).sum(dim=1)
+        columns = linear.in_features
+        assert (zeros == (columns // 2 if pattern == "2:4" else columns * 6 // 10)).all()
+    generated = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, do_sample=False)
+    assert generated.shape == (1, 7)
+
+    before, after = Checkpoint(source), Checkpoint(target)
+    assert set(before.locations) == set(after.locations)
+    prefix = model.base_model_prefix
+    changed = {after.stored_name(f"{linear.name}.weight", prefix) for linear in linears}
+    for name in before.locations:
+        dense_tensor, sparse_tensor = before.tensor(name), after.tensor(name)
+        if name in changed:  # Wanda leaves what it keeps bit for bit
+            kept = sparse_tensor != 0
+            assert torch.equal(sparse_tensor[kept], dense_tensor[kept])
+        else:
+            assert torch.equal(sparse_tensor, dense_tensor)
+    for name in ("config.json", "tokenizer.json"):
+        assert (source / name).read_bytes() == (target / name).read_bytes()
+    if model.config.tie_word_embeddings:
+        embeddings = model.get_input_embeddings().weight
+        assert model.get_output_embeddings().weight.data_ptr() == embeddings.data_ptr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama-tied", "gemma2", "phi3", "opt", "gpt2", "gpt_neox"])
+def test_finetuning_and_merging_keep_every_zero(family, dense, tmp_path):
+    source = dense(family)
+    folders = {"prune": pruned(source, tmp_path / "prune", "2:4")}
+    for name, stage in (("finetune", finetune), ("merge", merge)):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        stage.run(
+            config_of(PATTERNS["2:4"]),
+            Sources(source, True, dict(folders)),
+            folders[name],
+            Silent(),
+        )
+    report = verify_folder(folders["merge"], "2:4")
+    assert report.ok
+    assert report.masks
+    before, after = load(folders["prune"]), load(folders["merge"])
+    pairs = zip(Decoder(before).all_linears(), Decoder(after).all_linears(), strict=True)
+    moved = 0
+    for old, new in pairs:
+        assert not new.weight[old.weight == 0].count_nonzero()
+        moved += not torch.equal(old.weight, new.weight)
+    assert moved  # and it did train
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        if (source / name).exists():
+            assert (source / name).read_bytes() == (folders["merge"] / name).read_bytes()

@@ -1,0 +1,123 @@
+"""Real processes, killed at any moment: the old result or a partial one, then the same again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spp_cli.workspace import Workspace
+
+SETTINGS = [
+    *("--set", "prune.calibration.samples=24", "--set", "prune.calibration.sequence_length=64"),
+    *("--set", "finetune.data.samples=24", "--set", "finetune.data.sequence_length=64"),
+    *("--set", "finetune.data.validation_samples=4", "--set", "finetune.batch_size=4"),
+    *("--set", "finetune.evaluate_every=3", "--set", "finetune.checkpoint_every=1"),
+    *("--set", "eval.tasks=[perplexity]", "--set", "eval.perplexity.max_chunks=8"),
+]
+COMMANDS = ("prune", "finetune", "merge", "eval")
+SPP = [sys.executable, "-m", "spp_cli"]
+
+
+def start(command: str, workspace: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*SPP, command, "--workspace", str(workspace), "--run", "r", *SETTINGS, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(command: str, workspace: Path, *more: str) -> float:
+    """Run a command to its end; return the seconds it took."""
+    begun = time.monotonic()
+    process = start(command, workspace, *more)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return time.monotonic() - begun
+
+
+def outputs(workspace: Path) -> dict[str, str]:
+    """Return the digest of what each finished stage left; of an evaluation the results."""
+    run = Workspace(workspace).run("r")
+    found = {}
+    for stage in COMMANDS:
+        manifest = run.manifest(stage)  # raises if a finished stage is damaged
+        if manifest is None:
+            continue
+        if stage == "finetune":  # its log has seconds in it
+            found[stage] = (run.folder / stage / "adapter.safetensors").read_bytes().hex()
+        elif stage == "eval":
+            results = json.loads((run.folder / stage / "results.json").read_bytes())
+            found[stage] = json.dumps(
+                {name: model["results"] for name, model in results["models"].items()}
+            )
+        else:
+            found[stage] = manifest.output_digest
+    return found
+
+
+@pytest.mark.slow
+def test_any_stage_killed_at_any_moment_ends_in_the_result_of_an_undisturbed_run(tmp_path):
+    calm, shaken = tmp_path / "calm", tmp_path / "shaken"
+    seconds = {command: finish(command, calm) for command in COMMANDS}
+    expected = outputs(calm)
+    moments = random.Random(0)
+    kills = 0
+    for command in COMMANDS:
+        for attempt in range(3):
+            before = outputs(shaken)
+            process = start(command, shaken)
+            time.sleep(seconds[command] * moments.uniform(0.3, 0.95))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+            after = outputs(shaken)
+            assert before.items() <= after.items(), f"{command}, kill {attempt}"
+            assert after.items() <= expected.items(), f"{command}, kill {attempt}"
+            status = subprocess.run(
+                [*SPP, "status", "--workspace", str(shaken), "--json"],
+                capture_output=True,
+                check=False,
+            )
+            assert status.returncode == 0
+        finish(command, shaken)
+    assert kills >= 6  # a few may have come too late
+    assert outputs(shaken) == expected
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_says_how_to_go_on_and_ends_in_130(tmp_path):
+    process = start("prune", tmp_path, "--set", "prune.calibration.samples=512")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("calibration"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()[-1]) > 20
+    assert not (tmp_path / "r" / "prune").exists()
+
+
+@pytest.mark.slow
+def test_the_old_result_survives_a_killed_replacement(tmp_path):
+    finish("prune", tmp_path)
+    before = outputs(tmp_path)
+    process = start("prune", tmp_path, "--set", "prune.sparsity=0.6", "--force")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("calibration"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert outputs(tmp_path) == before

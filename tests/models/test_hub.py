@@ -1,0 +1,81 @@
+"""What a hub that does not give the model says, and what spp makes of it; no network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from spp_cli.errors import ModelError
+from spp_cli.models.hub import download
+
+Answer = Callable[[int, str], None]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
+    """A hub on this machine: ``hub(404, "RepoNotFound")`` says how it answers from then on."""
+    answer = (200, "")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer[0])
+            self.send_header("X-Error-Code", answer[1])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    def say(status: int, code: str) -> None:
+        nonlocal answer
+        answer = (status, code)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    yield say
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "problem"),
+    [
+        (404, "RepoNotFound", r"it is not on the hub, or is private \(hf auth login\)"),
+        (401, "RepoNotFound", r"it is not on the hub, or is private \(hf auth login\)"),
+        (403, "GatedRepo", "its owner must let you in. Ask on its page, then: hf auth login"),
+        (404, "RevisionNotFound", "it has no revision v2 on the hub"),
+        (400, "", r"\S.*"),
+    ],
+)
+def test_why_a_model_is_not_given_is_said_with_the_way_round(
+    hub: Answer, status: int, code: str, problem: str
+) -> None:
+    hub(status, code)
+    says = rf"^model owner/name: no such folder here, and {problem}\. Give the folder of a model"
+    with pytest.raises(ModelError, match=says) as error:
+        download("owner/name", "v2")
+    assert "\n" not in str(error.value)
+
+
+def test_without_an_answer_the_cache_is_all_there_is(
+    hub: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match="no connection to the hub, nor a copy in its cache"):
+        download("owner/name")
+    assert not constants.HF_HUB_OFFLINE

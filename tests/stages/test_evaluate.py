@@ -1,0 +1,116 @@
+"""spp eval: measured once, remembered, and honest about what came back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+
+from spp_cli.config import SppConfig
+from spp_cli.models.checkpoint import locate
+from spp_cli.progress import Silent
+from spp_cli.stages import evaluate, prune
+from spp_cli.stages.evaluate import RESULTS, evaluate_folder
+from spp_cli.stages.stage import Sources
+
+
+class Counting(Silent):
+    """A reporter that notes which bars were opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars: list[str] = []
+
+    def task(self, name: str, total: float, unit: str = ""):
+        self.bars.append(name)
+        return super().task(name, total, unit)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """A tiny dense model with the embedded tokenizer, and the same pruned."""
+    dense = make_model("llama", tmp_path / "dense", vocab_size=4096)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (dense / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    (tmp_path / "prune").mkdir()
+    settings = SppConfig.model_validate({"prune": {"method": "magnitude", "pattern": "2:4"}})
+    prune.run(settings, Sources(dense, True), tmp_path / "prune", Silent())
+    digests = {"dense": "d", "prune": "p"}
+    return Sources(dense, True, {"prune": tmp_path / "prune"}, digests, tmp_path / "cache")
+
+
+def config_of(*tasks: str) -> SppConfig:
+    perplexity = {"sequence_length": 32, "max_chunks": 4}
+    return SppConfig.model_validate(
+        {"eval": {"tasks": tasks, "perplexity": perplexity, "limit": 5}}
+    )
+
+
+def run(config: SppConfig, sources: Sources, target: Path) -> tuple[dict, list[str]]:
+    """Return results.json and the bars that were shown."""
+    target.mkdir()
+    reporter = Counting()
+    evaluate.run(config, sources, target, reporter)
+    return json.loads((target / RESULTS).read_text()), reporter.bars
+
+
+def test_each_stage_has_its_perplexity_sparsity_and_sizes(sources, tmp_path):
+    document, _ = run(config_of("perplexity"), sources, tmp_path / "eval")
+    models = document["models"]
+    assert list(models) == ["dense", "prune"]
+    assert models["dense"]["sparsity"] == 0
+    assert models["prune"]["sparsity"] == 0.5
+    lost = models["dense"]["nonzero_parameters"] - models["prune"]["nonzero_parameters"]
+    assert lost == 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 96) // 2
+    result = models["prune"]["results"]["perplexity@32"]
+    assert result["perplexity"] == pytest.approx(math.exp(result["nats"]))
+    assert result["tokens"] == 4 * 31
+
+
+def test_what_was_measured_is_not_measured_again(sources, tmp_path):
+    first, bars = run(config_of("perplexity"), sources, tmp_path / "a")
+    assert bars == ["perplexity@32"] * 2
+    second, bars = run(config_of("perplexity"), sources, tmp_path / "b")
+    assert bars == []
+    assert second == first
+    changed = Sources(
+        sources.model, True, sources.stages, {**sources.digests, "prune": "other"}, sources.cache
+    )
+    _, bars = run(config_of("perplexity"), changed, tmp_path / "c")
+    assert bars == ["perplexity@32"]  # only of the model that is another one
+
+
+def test_another_task_adds_to_the_results_that_still_hold(sources, tmp_path):
+    run(config_of("perplexity"), sources, tmp_path / "a")
+    sources.stages["eval"] = tmp_path / "a"
+    document, _ = run(config_of("next-line"), sources, tmp_path / "b")
+    assert set(document["models"]["dense"]["results"]) == {"perplexity@32", "next-line"}
+    sources.stages["eval"] = tmp_path / "b"
+    changed = Sources(
+        sources.model, True, sources.stages, {**sources.digests, "prune": "other"}, sources.cache
+    )
+    document, _ = run(config_of("perplexity"), changed, tmp_path / "c")
+    assert set(document["models"]["dense"]["results"]) == {"perplexity@32", "next-line"}
+    assert set(document["models"]["prune"]["results"]) == {"perplexity@32"}
+
+
+def test_the_share_recovered_is_in_nats_for_perplexity_and_in_accuracy_for_tasks():
+    def model(nats: float, acc: float) -> dict:
+        return {"results": {"perplexity@32": {"nats": nats}, "t": {"metrics": {"acc": acc}}}}
+
+    models = {"dense": model(3.0, 0.5), "prune": model(4.0, 0.3), "merge": model(3.2, 0.45)}
+    assert evaluate._recovered(models) == {
+        "merge": {"perplexity@32": pytest.approx(0.8), "t": pytest.approx(0.75)}
+    }
+    models["prune"] = model(3.0, 0.5)  # nothing was lost, so nothing can come back
+    assert evaluate._recovered(models) == {}
+
+
+def test_any_folder_gives_the_numbers_of_its_stage(sources, tmp_path):
+    document, _ = run(config_of("perplexity"), sources, tmp_path / "eval")
+    alone = evaluate_folder(config_of("perplexity"), tmp_path / "prune", Silent())
+    (model,) = alone["models"].values()
+    assert model["results"] == document["models"]["prune"]["results"]

@@ -1,0 +1,78 @@
+"""Who may import whom, from the source itself: imports inside functions count too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "spp_cli"
+GROUND = {"errors", "config", "settings", "yaml12", "fields", "progress", "fingerprint", "__init__"}
+# Each part with the level it stands on: it imports from its own level and from below.
+LEVELS = {
+    **dict.fromkeys(GROUND, 0),
+    **dict.fromkeys(("models", "sparsity", "data", "demo"), 1),
+    **dict.fromkeys(("pruning", "adapters", "training", "evaluation", "reporting"), 2),
+    "stages": 3,
+    **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
+    "pipeline": 4,
+    **dict.fromkeys(("cli", "invocation", "status", "flags", "__main__"), 5),
+}
+WORKSPACE = {"workspace", "runs", "publishing", "locking"}
+MAY_USE_THE_WORKSPACE = WORKSPACE | {"cli", "invocation", "status", "pipeline", "stages"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the parts of the package that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spp_cli"):
+            inner = node.module.split(".")[1:]
+            yield from [inner[0]] if inner else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("spp_cli."):
+                    yield alias.name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_imports_upward(path):
+    here = LEVELS[part_of(path)]
+    for part in imported(path):
+        if part != "__version__":
+            assert LEVELS[part] <= here, f"{path.name} imports {part}, which stands above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_top_and_the_stages_know_the_layout_on_disk(path):
+    if part_of(path) not in MAY_USE_THE_WORKSPACE:
+        assert not WORKSPACE & set(imported(path))
+
+
+def test_a_method_knows_nothing_but_its_types():
+    for name in ("magnitude", "wanda", "sparsegpt"):
+        known = set(imported(PACKAGE / "pruning" / f"{name}.py"))
+        assert known <= {"pruning", "sparsity", "errors"}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "--version"])
+def test_help_and_status_do_not_wait_for_torch(arguments, tmp_path):
+    code = (
+        "import sys; from spp_cli.__main__ import main\n"
+        f"sys.argv = ['spp', *{arguments.split()}]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,227 @@
+"""spp finetune: what is trained, what is kept, and what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_model
+from safetensors.torch import load_file
+
+from spp_cli.config import SppConfig
+from spp_cli.errors import NumericalError
+from spp_cli.models.checkpoint import locate
+from spp_cli.progress import Silent
+from spp_cli.stages import finetune, prune
+from spp_cli.stages.stage import Result, Sources
+from spp_cli.training.callbacks import KeepBest
+from spp_cli.training.trainer import AdapterTrainer, newest_checkpoint, pad_rows
+
+
+class Talk(Silent):
+    """A reporter that keeps what was said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """A tiny Llama with the embedded tokenizer, pruned at 2:4."""
+    root = tmp_path_factory.mktemp("pruned")
+    dense = make_model("llama", root / "dense", vocab_size=4096)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (dense / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    (root / "prune").mkdir()
+    pattern = {"method": "magnitude", "pattern": "2:4"}
+    prune.run(
+        SppConfig.model_validate({"prune": pattern}), Sources(dense, True), root / "prune", Silent()
+    )
+    return Sources(dense, True, {"prune": root / "prune"})
+
+
+def config_of(**changes: object) -> SppConfig:
+    data = {"sequence_length": 32, "samples": 24, "validation_samples": 4}
+    settings = {
+        "data": data,
+        "learning_rate": 0.05,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "epochs": 1,
+        "evaluate_every": 3,
+        "checkpoint_every": 3,
+    }
+    return SppConfig.model_validate({"finetune": {**settings, **changes}})
+
+
+def train(sources: Sources, target: Path, reporter: Silent | None = None, **changes) -> Result:
+    target.mkdir(exist_ok=True)
+    return finetune.run(config_of(**changes), sources, target, reporter or Silent())
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_lowers_the_loss_and_reports_perplexity_before_and_after(sources, tmp_path):
+    talk = Talk()
+    metrics = train(sources, tmp_path / "a", talk).metrics
+    assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
+    expected = math.exp(metrics["validation_loss_after"])
+    assert metrics["validation_perplexity_after"] == pytest.approx(expected)
+    assert any("validation perplexity" in line for line in talk.said)
+    assert metrics["steps"] == 12
+    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == list(range(1, 13))
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(sources, tmp_path):
+    train(sources, tmp_path / "a")
+    train(sources, tmp_path / "b")
+    assert same(adapter(tmp_path / "a"), adapter(tmp_path / "b"))
+    (tmp_path / "c").mkdir()
+    finetune.run(config_of().model_copy(update={"seed": 1}), sources, tmp_path / "c", Silent())
+    assert not same(adapter(tmp_path / "a"), adapter(tmp_path / "c"))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("step", [2, 3, 7, 11])
+def test_what_was_interrupted_at_any_step_ends_in_the_same_adapter_bit_for_bit(
+    step, sources, tmp_path, monkeypatch
+):
+    train(sources, tmp_path / "whole")
+    original = AdapterTrainer.training_step
+
+    def dying(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", dying)
+        with pytest.raises(Killed):
+            train(sources, tmp_path / "cut")
+    talk = Talk()
+    train(sources, tmp_path / "cut", talk)
+    assert same(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
+    resumed = [line for line in talk.said if line.startswith("going on from step")]
+    assert resumed == ([f"going on from step {step // 3 * 3}"] if step >= 3 else [])
+
+
+def test_checkpoints_hold_all_that_training_needs_but_never_the_base(sources, tmp_path):
+    train(sources, tmp_path / "a")
+    checkpoints = sorted((tmp_path / "a/.resume").glob("checkpoint-*"))
+    assert 1 <= len(checkpoints) <= 2
+    names = {path.name for path in checkpoints[-1].iterdir()}
+    assert {"adapter.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= names
+    assert any(name.startswith("rng_state") for name in names)
+    tensors = adapter(checkpoints[-1])
+    assert {name.rpartition(".")[2] for name in tensors} == {"A", "B"}
+    base = (sources.stages["prune"] / "model.safetensors").stat().st_size
+    assert all(path.stat().st_size < base / 2 for path in checkpoints[-1].iterdir())
+
+
+def test_a_truncated_checkpoint_is_left_out_with_a_word_about_it(sources, tmp_path):
+    train(sources, tmp_path / "a")
+    folder = tmp_path / "a/.resume"
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+    file = folder / f"checkpoint-{steps[-1]}/optimizer.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    silent = Silent()
+    found = newest_checkpoint(folder, silent)
+    assert found == (folder / f"checkpoint-{steps[-2]}" if len(steps) > 1 else None)
+    assert silent.warnings == [f"the checkpoint of step {steps[-1]} is unfinished; it is left out"]
+
+
+def test_the_best_adapter_is_kept_and_not_the_last(sources, tmp_path):
+    # A rate that soon does harm: the first checkpoint is the best.
+    metrics = train(sources, tmp_path / "a", learning_rate=3.0, schedule="constant").metrics
+    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["eval_loss"] for line in logged if "eval_loss" in line}
+    best = min((loss, step) for step, loss in losses.items() if step)[1]
+    assert metrics["best_step"] == best
+    assert metrics["validation_loss_after"] == pytest.approx(losses[best], rel=1e-4)
+
+
+def test_a_loss_of_nan_stops_with_the_step_and_a_hint(sources, tmp_path):
+    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at step \d+\. Lower finetune"):
+        train(sources, tmp_path / "a", learning_rate=1e30, max_grad_norm=1e30)
+    assert not (tmp_path / "a/adapter.safetensors").exists()
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch(sources, tmp_path):
+    train(sources, tmp_path / "a", batch_size=4)
+    train(sources, tmp_path / "b", batch_size=2, gradient_accumulation_steps=2)
+    one, other = adapter(tmp_path / "a"), adapter(tmp_path / "b")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_adapter(sources, tmp_path):
+    train(sources, tmp_path / "a", max_steps=3)
+    train(sources, tmp_path / "b", max_steps=3, gradient_checkpointing=True)
+    one, other = adapter(tmp_path / "a"), adapter(tmp_path / "b")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_trains_on_a_cpu_and_keeps_the_adapter_in_float32(sources, tmp_path):
+    metrics = train(sources, tmp_path / "a", precision="bfloat16").metrics
+    assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
+    assert all(tensor.dtype == torch.float32 for tensor in adapter(tmp_path / "a").values())
+
+
+def test_only_the_target_modules_get_an_adapter(sources, tmp_path):
+    metrics = train(sources, tmp_path / "a", target_modules=["*.mlp.*"], max_steps=3).metrics
+    assert metrics["linears"] == 6
+    assert all(".mlp." in name for name in adapter(tmp_path / "a"))
+
+
+def test_checkpoints_may_come_more_often_than_validations(sources, tmp_path):
+    train(sources, tmp_path / "a", evaluate_every=6, checkpoint_every=4)
+    train(sources, tmp_path / "b", evaluate_every=6, checkpoint_every=6)
+    assert same(adapter(tmp_path / "a"), adapter(tmp_path / "b"))
+    steps = {path.name for path in (tmp_path / "a/.resume").glob("checkpoint-*")}
+    assert steps == {"checkpoint-8", "checkpoint-12"}
+
+
+def test_the_lowest_validation_loss_decides_and_the_pruned_model_counts_as_step_0(tmp_path):
+    saved = []
+
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        saved.append(folder)
+
+    best = KeepBest(tmp_path / "best", save)
+    for step, loss in ((0, 3.0), (5, 3.5), (10, 2.0), (15, 2.0)):
+        state = SimpleNamespace(is_world_process_zero=True, global_step=step)
+        best.on_evaluate(None, state, None, {"eval_loss": loss})
+        assert best.best() == ({"loss": 3.0, "step": 0} if step < 10 else {"loss": 2.0, "step": 10})
+    assert len(saved) == 2
+
+
+def test_padding_is_neither_attended_to_nor_trained_on():
+    batch = pad_rows(
+        [
+            {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+            {"input_ids": [8], "labels": [8]},
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
