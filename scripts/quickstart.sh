@@ -6,4 +6,6 @@ cd "$(dirname "$0")/.."
 
 ./scripts/install.sh eval
 .venv/bin/spp run configs/demo.yaml --run quickstart "$@"
-.venv/bin/spp verify workspace/quickstart/merge --quiet
+.venv/bin/spp verify workspace/quickstart/merge > /dev/null
+echo
+echo "Verified: every pruned weight of workspace/quickstart/merge is zero."

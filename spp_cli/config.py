@@ -229,6 +229,11 @@ class PruneConfig(Section):
     calibration: CalibrationConfig = Field(
         default_factory=CalibrationConfig, description="The text whose activations guide the method"
     )
+    offload: Literal["auto", "device", "cpu", "disk"] = Field(
+        "auto",
+        description="Where activations wait between blocks; auto: on the device if they fit, else "
+        "in CPU memory, else on disk",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -145,7 +145,9 @@ def _model_digest(folder: Path, workspace: Workspace) -> str:
 def _settings(stage: str, config: SppConfig) -> dict[str, Any]:
     """Return the settings that decide the stage's result. Where it runs is none of them."""
     everything = config.model_dump(mode="json")
-    return {stage: everything[stage]}
+    settings = {**everything[stage]}
+    settings.pop("offload", None)
+    return {stage: settings}
 
 
 def _inputs(

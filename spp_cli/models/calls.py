@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spp_cli.models.activations import ActivationStore
 from spp_cli.models.decoder import Decoder
 
 __all__ = ["BlockCalls", "capture_calls"]
@@ -22,7 +23,7 @@ class BlockCalls:
     ``arguments``: for each block, then each batch, the other arguments of its call.
     """
 
-    hidden_states: list[Tensor]
+    hidden_states: ActivationStore
     arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
     def run(self, block: nn.Module, index: int, batch: int, hidden_states: Tensor) -> Tensor:
@@ -31,15 +32,19 @@ class BlockCalls:
         return _first(block(hidden_states, *args, **kwargs))
 
 
-def capture_calls(decoder: Decoder, batches: Iterable[Tensor]) -> BlockCalls:
+def capture_calls(
+    decoder: Decoder, batches: Iterable[Tensor], hidden_states: ActivationStore
+) -> BlockCalls:
     """Return how the model calls every block for each of ``batches`` (sequences, tokens).
+
+    The inputs to the first block are appended to ``hidden_states``.
 
     Blocks differ in what they are called with (masks of sliding windows, rotary embeddings of two
     kinds, names and positions of arguments), so each call is recorded as it is. The blocks
     themselves are stepped over, but for one run of the first, which shows the form in which they
     return: a bare tensor or a tuple.
     """
-    calls = BlockCalls([], [[] for _ in decoder.blocks])
+    calls = BlockCalls(hidden_states, [[] for _ in decoder.blocks])
     original = decoder.blocks[0].forward
     form: list[Any] = []
 

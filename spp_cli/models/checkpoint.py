@@ -1,27 +1,25 @@
-"""Checkpoint folders: find them, read tensors lazily, write shards."""
+"""Checkpoint folders: find them, and read their tensors one at a time."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from spp_cli.errors import ModelError
+from spp_cli.models.tensor_file import TensorFile
 
 __all__ = [
     "DEMO",
     "Checkpoint",
-    "ShardWriter",
     "copy_companions",
-    "copy_with",
     "is_demo_family",
     "locate",
 ]
@@ -29,7 +27,6 @@ __all__ = [
 DEMO = "demo"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SHARD_BYTES = 4 << 30
 # What belongs to a model beside its weights. Everything here is copied byte for byte.
 _COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
@@ -53,9 +50,7 @@ class Checkpoint:
         self.config = self._read_json(self.folder / "config.json")
         self._files = {path: _open(path) for path in self._shards()}
         self.locations = {
-            name: path
-            for path, tensors in self._files.items()
-            for name in tensors.keys()  # noqa: SIM118
+            name: path for path, tensors in self._files.items() for name in tensors.names()
         }
 
     def _shards(self) -> list[Path]:
@@ -120,14 +115,17 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """Return one tensor as it is stored."""
         try:
-            tensor: Tensor = self._files[self.locations[name]].get_tensor(name)
-        except SafetensorError as error:
+            return self._files[self.locations[name]].read(name)
+        except OSError as error:
             raise ModelError(f"{self.locations[name]}: cannot read {name}: {error}") from error
-        return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one tensor without reading it."""
-        return tuple(self._files[self.locations[name]].get_slice(name).get_shape())
+        return self._files[self.locations[name]].shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of one tensor without reading it."""
+        return self._files[self.locations[name]].dtype(name)
 
     def stored_name(self, name: str, base_prefix: str) -> str:
         """Return the name under which the model's parameter ``name`` is stored.
@@ -146,10 +144,10 @@ class Checkpoint:
         )
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> TensorFile:
     try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+        return TensorFile(path)
+    except (ValueError, OSError) as error:
         raise ModelError(
             f"{path} is truncated or corrupt: {error}. Copy or download the file anew"
         ) from error
@@ -202,63 +200,3 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> Non
         if config.get(key) != dtype:
             config[key] = dtype
             (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-class ShardWriter:
-    """Writes tensors to safetensors shards, at most one shard in memory, then the index."""
-
-    def __init__(self, folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
-        self._folder = folder
-        self._limit = shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._shards: list[list[str]] = []
-        self._bytes = 0
-        self._total = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write ``tensor`` with the next shard."""
-        if self._pending and self._bytes + tensor.nbytes > self._limit:
-            self._flush()
-        self._pending[name] = tensor.contiguous()
-        self._bytes += tensor.nbytes
-
-    def close(self) -> None:
-        """Write what is left, give the shards their final names, and write the index."""
-        self._flush()
-        count = len(self._shards)
-        if count == 1:
-            self._partial(1).replace(self._folder / SINGLE)
-            return
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(self._shards, start=1):
-            file_name = f"model-{number:05d}-of-{count:05d}.safetensors"
-            self._partial(number).replace(self._folder / file_name)
-            weight_map |= dict.fromkeys(names, file_name)
-        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-    def _partial(self, number: int) -> Path:
-        return self._folder / f"shard-{number:05d}.safetensors"
-
-    def _flush(self) -> None:
-        self._shards.append(list(self._pending))
-        save_file(self._pending, self._partial(len(self._shards)), metadata={"format": "pt"})
-        self._total += self._bytes
-        self._pending, self._bytes = {}, 0
-
-
-def copy_with(
-    source: Checkpoint, target: Path, replaced: Mapping[str, Tensor], dtype: Any = None
-) -> None:
-    """Write all tensors of ``source`` to ``target``, with those of ``replaced`` in their place.
-
-    ``dtype``: type for the floating-point tensors; None: as stored. Tensors that are not replaced
-    go on bit for bit.
-    """
-    writer = ShardWriter(target)
-    for name in source.locations:
-        tensor = replaced[name] if name in replaced else source.tensor(name)
-        if tensor.is_floating_point():
-            tensor = tensor.to(dtype or tensor.dtype)
-        writer.add(name, tensor)
-    writer.close()

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from spp_cli.errors import ConfigError, ModelError, NumericalError
+from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import BlockCalls, capture_calls
-from spp_cli.models.decoder import Decoder, Linear
+from spp_cli.models.decoder import Linear
+from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Statistic
@@ -54,7 +56,7 @@ def check_fits(linears: Sequence[Linear], method: PruningMethod, pattern: Patter
 
 @torch.no_grad()
 def prune_blocks(
-    decoder: Decoder,
+    source: BlockSource,
     batches: Sequence[Tensor],
     linears: Sequence[Linear],
     method: PruningMethod,
@@ -62,45 +64,72 @@ def prune_blocks(
     *,
     stored_dtype: Callable[[str], torch.dtype],
     device: torch.device,
+    activations: ActivationStore,
+    done: int = 0,
     reporter: Reporter,
-) -> Iterator[PrunedLayer]:
-    """Prune ``linears`` block by block, in place, and yield each as it is done.
+) -> Iterator[tuple[int, list[PrunedLayer]]]:
+    """Prune ``linears`` block by block, and yield each block's index and layers as it is done.
 
     Args:
+        source: brings one block at a time to ``device``.
         batches: calibration tokens, (sequences, tokens) each; unused if the method needs none.
         stored_dtype: the type in which the weight of this name will be stored. The text flows on
             through the weight as rounded to it.
-        device: where one block at a time is computed.
+        activations: where the hidden states of the batches are kept between blocks; empty.
+        done: blocks that an interrupted pruning finished. ``source`` gives them as they were
+            pruned, the text only flows through them.
 
     Raises:
         ModelError: a dense weight holds NaN or infinity.
         NumericalError: an activation or a result does; the message names the layer.
     """
     wanted = {linear.name for linear in linears}
+    blocks = len(source.decoder.blocks)
     calls = None
     if method.statistic is not None:
-        decoder.place_shell(device)
-        decoder.blocks[0].to(device)
-        calls = capture_calls(decoder, (batch.to(device) for batch in batches))
-    with reporter.task("prune", len(decoder.blocks), "blocks") as progress:
-        for index, block in enumerate(decoder.blocks):
-            block.to(device)
-            chosen = [linear for linear in decoder.linears(index) if linear.name in wanted]
-            groups = [[linear] for linear in chosen]
-            statistics: list[Any] = [None] * len(chosen)
-            if calls is not None and chosen:
-                groups, statistics = _collect(block, index, chosen, calls, method.statistic)
-            for group, statistic in zip(groups, statistics, strict=True):
-                for linear, pruned in _prune_group(group, statistic, method, pattern):
+        source.place_shell(device)
+        source.load(0, device)
+        placed = (batch.to(device) for batch in batches)
+        calls = capture_calls(source.decoder, placed, activations)
+    with reporter.task("prune", blocks, "blocks") as progress:
+        for index in range(blocks):
+            if index < done and calls is None:
+                progress.advance(1)
+                continue
+            block = source.load(index, device)
+            if index >= done:
+                chosen = [lin for lin in source.decoder.linears(index) if lin.name in wanted]
+                layers = []
+                for linear, pruned in _prune_block(block, index, chosen, calls, method, pattern):
                     weight = pruned.weight.to(stored_dtype(linear.name))
                     linear.weight.copy_(weight)
                     progress.advance(0, detail=linear.name)
-                    yield PrunedLayer(linear, weight.cpu(), pruned.keep.cpu(), pruned.record)
-            if calls is not None and index + 1 < len(decoder.blocks):
-                for batch, hidden_states in enumerate(calls.hidden_states):
+                    layer = PrunedLayer(linear, weight.cpu(), pruned.keep.cpu(), pruned.record)
+                    layers.append(layer)
+                yield index, layers
+            if calls is not None and index + 1 < blocks:
+                for batch in range(len(calls.hidden_states)):
+                    hidden_states = calls.hidden_states[batch]
                     calls.hidden_states[batch] = calls.run(block, index, batch, hidden_states)
-            block.to("cpu")
+            source.free(index)
             progress.advance(1)
+
+
+def _prune_block(
+    block: nn.Module,
+    index: int,
+    linears: Sequence[Linear],
+    calls: BlockCalls | None,
+    method: PruningMethod,
+    pattern: Pattern,
+) -> Iterator[tuple[Linear, Pruned]]:
+    """Prune the chosen linears of one block, group by group of those with the same input."""
+    groups = [[linear] for linear in linears]
+    statistics: list[Any] = [None] * len(linears)
+    if calls is not None and linears:
+        groups, statistics = _collect(block, index, linears, calls, method.statistic)
+    for group, statistic in zip(groups, statistics, strict=True):
+        yield from _prune_group(group, statistic, method, pattern)
 
 
 def _collect(
@@ -138,7 +167,8 @@ def _collect(
 
     hooks = [linear.module.register_forward_pre_hook(hook_for(linear)) for linear in linears]
     try:
-        for batch, hidden_states in enumerate(calls.hidden_states):
+        for batch in range(len(calls.hidden_states)):
+            hidden_states = calls.hidden_states[batch]
             calls.run(block, index, batch, hidden_states)
             seen.clear()
             leader_of_input.clear()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spp_cli.errors import ModelError
+from spp_cli.models.tensor_file import TensorFile, write_tensors
 
-__all__ = ["FILE_NAME", "KeepMasks", "mask_digest", "pack", "save_masks", "unpack"]
+__all__ = ["FILE_NAME", "KeepMasks", "LazyMapping", "mask_digest", "pack", "save_masks", "unpack"]
 
 FILE_NAME = "keep_masks.safetensors"
 _BIT_VALUES = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
@@ -45,11 +44,11 @@ def mask_digest(packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ..
 def save_masks(
     folder: Path, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """Write packed masks by linear name into ``folder``; return their digest."""
+    """Write packed masks by linear name into ``folder``, one at a time; return their digest."""
     digest = mask_digest(packed, shapes)
     described = {"digest": digest, "shapes": {name: list(shape) for name, shape in shapes.items()}}
-    # One key: of several, the library writes the order anew each time; equal masks would differ.
-    save_file(dict(packed), folder / FILE_NAME, metadata={"keep_masks": json.dumps(described)})
+    metadata = {"keep_masks": json.dumps(described)}
+    write_tensors(folder / FILE_NAME, packed, packed.__getitem__, metadata)
     return digest
 
 
@@ -63,15 +62,15 @@ class KeepMasks(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
         try:
-            self._file = safe_open(self.path, framework="pt")
-            described = json.loads(self._file.metadata()["keep_masks"])
+            self._file = TensorFile(self.path)
+            described = json.loads(self._file.metadata["keep_masks"])
             shapes = described["shapes"]
             self.digest: str = described["digest"]
         except FileNotFoundError:
             raise ModelError(
                 f"{folder} has no {FILE_NAME}; only what spp pruned or merged has. Run: spp prune"
             ) from None
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{self.path} is corrupt: {error}. Prune again: spp prune --force"
             ) from error
@@ -88,9 +87,29 @@ class KeepMasks(Mapping[str, Tensor]):
 
     def is_intact(self) -> bool:
         """Return whether these are the masks whose digest was recorded."""
-        return mask_digest({name: self.packed(name) for name in self}, self.shapes) == self.digest
+        return mask_digest(self.as_stored(), self.shapes) == self.digest
 
     def packed(self, name: str) -> Tensor:
         """Return the mask of one linear as it is stored, one bit a weight."""
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        return self._file.read(name)
+
+    def as_stored(self) -> Mapping[str, Tensor]:
+        """Return the masks packed, one bit a weight, each read when asked for."""
+        return LazyMapping(self, self.packed)
+
+
+class LazyMapping(Mapping[str, Tensor]):
+    """Tensors by name, each read when asked for."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.config import EvalConfig, SppConfig
+from spp_cli.data.stdlib import missing_modules
 from spp_cli.data.tokens import TokenSet, evaluation_tokens, resolve_length
 from spp_cli.errors import WorkspaceError
 from spp_cli.evaluation.harness import (
@@ -67,7 +68,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         if stage in wanted:
             assert digest is not None
             measure = _Measure(config, stage, digest, sources.cache, reporter)
-            found, figures = measure(present[stage], _loader(config, sources, stage))
+            # An adapter's folder holds no tokenizer: its base's does.
+            folder = present["prune" if stage == "finetune" else stage]
+            found, figures = measure(folder, _loader(config, sources, stage))
             results = {**results, **found}
         if results:
             models[stage] = {"digest": digest, **figures, "results": results}
@@ -121,13 +124,19 @@ class _Measure:
         self._model: PreTrainedModel | None = None
 
     def __call__(self, folder: Path, load: LoadModel) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return results by task, and figures of the model itself."""
+        """Return results by task, and figures of the model itself.
+
+        ``folder`` holds config and tokenizer of the model that ``load`` returns.
+        """
         settings = self._config.eval
         trusted = self._config.model.trust_remote_code
-        # The adapter's folder holds no tokenizer: its base's does.
-        tokenizer_folder = folder if (folder / "config.json").exists() else folder.parent / "prune"
-        tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trusted)
-        demo = is_demo_family(tokenizer_folder)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
+        demo = is_demo_family(folder)
+        if demo and (missing := missing_modules("test")):
+            self._reporter.warn(
+                f"this Python lacks {', '.join(missing)} of the embedded model's test text; "
+                "its numbers do not compare with those of other machines"
+            )
         tasks = [task for task in settings.tasks if task != "perplexity"]
         names = expand_tasks(tasks)
         if names:
@@ -141,7 +150,7 @@ class _Measure:
 
         results: dict[str, Any] = {}
         if "perplexity" in settings.tasks:
-            tokens = _text(settings, tokenizer, Checkpoint(tokenizer_folder), demo)
+            tokens = _text(settings, tokenizer, Checkpoint(folder), demo)
             length = tokens.tokens.shape[1]
             results[f"perplexity@{length}"] = self._remembered(
                 {"task": "perplexity", "tokens": tokens.digest},

@@ -9,8 +9,9 @@ import torch
 from spp_cli.adapters.attach import adapted_layers
 from spp_cli.config import SppConfig
 from spp_cli.errors import CheckFailed
-from spp_cli.models.checkpoint import copy_companions, copy_with
+from spp_cli.models.checkpoint import copy_companions
 from spp_cli.models.loading import compute_dtype, resolve_device
+from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.progress import Reporter
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.verify import recorded_pattern, write_sparsity_record
@@ -62,9 +63,12 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             progress.advance(1, name)
     difference = (float32_logits(model, tokens) - adapter_logits).abs().max().item()
 
-    copy_with(sparse.checkpoint, target, replaced)
+    rewriter = CheckpointRewriter(sparse.checkpoint, target, sparse.decoder)
+    for block in range(len(sparse.decoder.blocks)):
+        rewriter.write(block, replaced)
+    rewriter.finish()
     copy_companions(prune, target)
-    packed = {name: sparse.masks.packed(name) for name in sparse.masks}
+    packed = sparse.masks.as_stored()
     digest = save_masks(target, packed, sparse.masks.shapes)
     pattern = str(recorded_pattern(prune))
     sparsity = write_sparsity_record(target, pattern, packed, sparse.masks.shapes, digest)

@@ -2,89 +2,143 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import TokenSet, calibration_tokens, check_vocabulary, resolve_length
-from spp_cli.models.checkpoint import Checkpoint, copy_companions, copy_with
-from spp_cli.models.decoder import Decoder, select
-from spp_cli.models.loading import compute_dtype, load_model, load_tokenizer, resolve_device
+from spp_cli.fingerprint import write_json
+from spp_cli.models.activations import ActivationStore, choose_offload
+from spp_cli.models.checkpoint import Checkpoint, copy_companions
+from spp_cli.models.decoder import select
+from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.models.rewriting import CheckpointRewriter
+from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import check_fits, prune_blocks
-from spp_cli.sparsity.masks import pack, save_masks
+from spp_cli.publishing import PROGRESS, RESUME
+from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import write_sparsity_record
+from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["run"]
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
-    """Prune the dense model block by block and write it, with its masks, into ``target``."""
-    settings, trusted = config.prune, config.model.trust_remote_code
+    """Prune the dense model block by block and write it, with its masks, into ``target``.
+
+    One block is in memory at a time. Each is written when it is done, so that a pruning that was
+    killed goes on with the next: the text flows once more through the blocks already pruned, to the
+    same result bit for bit.
+    """
+    settings = config.prune
     device = resolve_device(config.model.device)
     source = Checkpoint(sources.model)
     cast_to = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    model = open_model(
+        source,
+        dtype=compute_dtype(device) or cast_to,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    decoder, blocks = model.decoder, len(model.decoder.blocks)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
-    model = load_model(source, dtype=compute_dtype(device) or cast_to, trust_remote_code=trusted)
-    decoder = Decoder(model)
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, pattern)
     stored_as = {
-        linear.name: source.stored_name(f"{linear.name}.weight", model.base_model_prefix)
+        linear.name: source.stored_name(f"{linear.name}.weight", model.model.base_model_prefix)
         for linear in linears
     }
-    stored_dtypes = {name: cast_to or source.tensor(stored_as[name]).dtype for name in stored_as}
+    calibration = _calibration(config, sources, model.model.config, reporter)
+    batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
 
-    calibration: TokenSet | None = None
-    batches: list[torch.Tensor] = []
-    if settings.method.statistic is not None:
-        length = resolve_length(
-            settings.calibration.sequence_length,
-            model.config,
-            setting="prune.calibration.sequence_length",
-        )
-        tokenizer = load_tokenizer(sources.model, trust_remote_code=trusted)
-        calibration = calibration_tokens(settings.calibration, tokenizer, length, demo=sources.demo)
-        check_vocabulary(int(calibration.tokens.max()), model.config)
-        batches = list(calibration.tokens.split(settings.calibration.batch_size))
-        samples = len(calibration.tokens)
-        reporter.say(f"calibration: {samples} × {length} tokens of {calibration.source}")
-
-    replaced, packed, shapes, layers = {}, {}, {}, {}
-    for layer in prune_blocks(
-        decoder,
+    rewriter = CheckpointRewriter(source, target, decoder, cast_to)
+    records = BlockRecords(target / RESUME / "blocks")
+    done = 0
+    if isinstance(model, StreamedModel):
+        while done < blocks and rewriter.is_written(done) and records.is_done(done):
+            done += 1
+        model.read_from(rewriter.read)
+    if done:
+        reporter.say(f"going on after block {done} of {blocks}")
+    activations = _activations(config, batches, model.model, device, target / RESUME)
+    for block, layers in prune_blocks(
+        model,
         batches,
         linears,
         settings.method,
         pattern,
-        stored_dtype=stored_dtypes.__getitem__,
+        stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
         device=device,
+        activations=activations,
+        done=done,
         reporter=reporter,
     ):
-        name = layer.linear.name
-        replaced[stored_as[name]] = layer.linear.as_stored(layer.weight).contiguous()
-        packed[name], shapes[name] = pack(layer.keep), tuple(layer.keep.shape)
-        layers[name] = {"sparsity": layer.sparsity, **layer.record}
+        replaced = {
+            stored_as[layer.linear.name]: layer.linear.as_stored(layer.weight) for layer in layers
+        }
+        rewriter.write(block, replaced)
+        records.write(block, layers)
+        write_json(target / PROGRESS, {"done": block + 1, "total": blocks, "unit": "blocks"})
 
-    copy_with(source, target, replaced, cast_to)
+    rewriter.finish()
     copy_companions(sources.model, target, None if cast_to is None else config.model.dtype)
+    packed, shapes, figures = records.collect(blocks)
     digest = save_masks(target, packed, shapes)
     overall = write_sparsity_record(target, str(pattern), packed, shapes, digest)
-    metrics = {
-        "sparsity": overall,
-        "linears": len(linears),
-        "layers": layers,
-        "calibration": None
-        if calibration is None
-        else {
-            "source": calibration.source,
-            "recipe": calibration.recipe,
-            "samples": len(calibration.tokens),
-            "length": calibration.tokens.shape[1],
-            "digest": calibration.digest,
+    shutil.rmtree(target / RESUME, ignore_errors=True)
+    return Result(
+        {
+            "sparsity": overall,
+            "linears": len(linears),
+            "layers": figures,
+            "calibration": _described(calibration),
         },
+        digest,
+    )
+
+
+def _calibration(
+    config: SppConfig, sources: Sources, model_config: Any, reporter: Reporter
+) -> TokenSet | None:
+    """Return the calibration tokens; None if the method asks for none."""
+    settings = config.prune.calibration
+    if config.prune.method.statistic is None:
+        return None
+    length = resolve_length(
+        settings.sequence_length, model_config, setting="prune.calibration.sequence_length"
+    )
+    tokenizer = load_tokenizer(sources.model, trust_remote_code=config.model.trust_remote_code)
+    tokens = calibration_tokens(settings, tokenizer, length, demo=sources.demo)
+    check_vocabulary(int(tokens.tokens.max()), model_config)
+    reporter.say(f"calibration: {len(tokens.tokens)} × {length} tokens of {tokens.source}")
+    return tokens
+
+
+def _activations(
+    config: SppConfig, batches: list[torch.Tensor], model: Any, device: torch.device, folder: Path
+) -> ActivationStore:
+    """Return the place for the hidden states of all batches, as ``prune.offload`` says."""
+    offload = config.prune.offload
+    if offload == "auto":
+        hidden_size = model.config.get_text_config().hidden_size
+        size = sum(batch.numel() for batch in batches) * hidden_size * 4
+        offload = choose_offload(size, device)
+    return ActivationStore(offload, device, folder / "activations")
+
+
+def _described(calibration: TokenSet | None) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    samples, length = calibration.tokens.shape
+    return {
+        "source": calibration.source,
+        "recipe": calibration.recipe,
+        "samples": samples,
+        "length": length,
+        "digest": calibration.digest,
     }
-    return Result(metrics, digest)

@@ -27,6 +27,7 @@ class SparseModel:
     model: PreTrainedModel
     checkpoint: Checkpoint
     masks: KeepMasks
+    decoder: Decoder
     linears: dict[str, Linear]
 
     def stored_name(self, name: str) -> str:
@@ -59,9 +60,8 @@ def pruned_model(
             "Prune again: spp prune --force"
         )
     model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
-    linears = {
-        linear.name: linear for linear in Decoder(model).all_linears() if linear.name in masks
-    }
+    decoder = Decoder(model)
+    linears = {linear.name: linear for linear in decoder.all_linears() if linear.name in masks}
     if len(linears) != len(masks):
         missing = next(name for name in masks if name not in linears)
         raise ModelError(f"{masks.path} has a mask for {missing}, which the model has not")
@@ -72,7 +72,7 @@ def pruned_model(
                 f"{folder}: {filled} pruned weights of {name} are not zero. "
                 "The folder was changed after pruning; prune again: spp prune --force"
             )
-    return SparseModel(model, checkpoint, masks, linears)
+    return SparseModel(model, checkpoint, masks, decoder, linears)
 
 
 def adapted_model(

@@ -8,8 +8,10 @@ from conftest import FAMILIES, make_model
 from transformers import AutoModelForCausalLM
 
 from spp_cli.errors import ConfigError, ModelError, NumericalError
+from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import capture_calls
 from spp_cli.models.decoder import Decoder, Linear, select
+from spp_cli.models.streaming import ResidentModel
 from spp_cli.progress import Silent
 from spp_cli.pruning import engine
 from spp_cli.pruning.magnitude import Magnitude
@@ -41,19 +43,20 @@ def prune_with_engine(
     model, method: PruningMethod, pattern: Pattern, batch_size: int = 2, leave_out: str = "-"
 ) -> dict[str, torch.Tensor]:
     """Return the masks by name; the model is pruned in place."""
-    decoder = Decoder(model)
-    linears = [linear for linear in decoder.all_linears() if leave_out not in linear.name]
-    layers = engine.prune_blocks(
-        decoder,
+    source = ResidentModel(model)
+    linears = [linear for linear in source.decoder.all_linears() if leave_out not in linear.name]
+    pruned = engine.prune_blocks(
+        source,
         tokens().split(batch_size),
         linears,
         method,
         pattern,
         stored_dtype=lambda name: torch.float32,
         device=CPU,
+        activations=ActivationStore("device", CPU),
         reporter=Silent(),
     )
-    return {layer.linear.name: layer.keep for layer in layers}
+    return {layer.linear.name: layer.keep for _, layers in pruned for layer in layers}
 
 
 def watch(linear: Linear, statistic: Statistic):
@@ -117,7 +120,7 @@ def test_blocks_run_alone_give_what_the_whole_model_computes(family, load):
     for batch in batches:
         model(batch)
     handle.remove()
-    calls = capture_calls(decoder, batches)
+    calls = capture_calls(decoder, batches, ActivationStore("device", CPU))
     for batch, expected in enumerate(outputs):
         hidden_states = calls.hidden_states[batch]
         for index, block in enumerate(decoder.blocks):
@@ -128,7 +131,7 @@ def test_blocks_run_alone_give_what_the_whole_model_computes(family, load):
 def test_equal_masks_are_kept_once_however_many_batches_there_are(load):
     decoder = Decoder(load("gemma2"))
     with torch.no_grad():
-        calls = capture_calls(decoder, tokens(8).split(2))
+        calls = capture_calls(decoder, tokens(8).split(2), ActivationStore("device", CPU))
     leaves = [
         value
         for block in calls.arguments

@@ -1,0 +1,101 @@
+"""Write a checkpoint anew with some tensors replaced, one decoder block at a time, resumably."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spp_cli.models.checkpoint import INDEX, SINGLE, Checkpoint
+from spp_cli.models.decoder import Decoder
+from spp_cli.models.tensor_file import TensorFile, write_tensors
+
+__all__ = ["CheckpointRewriter"]
+
+_JOIN_BELOW = 1 << 30  # bytes; a smaller model becomes one file
+_METADATA = {"format": "pt"}
+
+
+class CheckpointRewriter:
+    """Writes one shard a block, and one for all that is in no block; a written shard is whole.
+
+    Tensors that are not replaced go on bit for bit, unless ``dtype`` says to cast the
+    floating-point ones. Nothing is held between two shards.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        target: Path,
+        decoder: Decoder,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._dtype = dtype
+        blocks = len(decoder.blocks)
+        prefix = decoder.model.base_model_prefix
+        inner = decoder.path.removeprefix(f"{prefix}.")
+        # The names with which a checkpoint may begin, as in Checkpoint.stored_name.
+        starts = (decoder.path, inner, f"{prefix}.{inner}")
+        self._names: list[list[str]] = [[] for _ in range(blocks + 1)]
+        self._shard_of: dict[str, int] = {}
+        for name in source.locations:
+            shard = self._shard_of[name] = _block_of(name, starts, blocks)
+            self._names[shard].append(name)
+
+    def is_written(self, shard: int) -> bool:
+        """Whether this or an interrupted writer before finished a shard."""
+        return self._path(shard).exists()
+
+    def write(self, shard: int, replaced: Mapping[str, Tensor]) -> None:
+        """Write the tensors of one block, those of ``replaced`` (by stored name) in their place."""
+
+        def read(name: str) -> Tensor:
+            tensor = replaced[name] if name in replaced else self._source.tensor(name)
+            cast = self._dtype is not None and tensor.is_floating_point()
+            return tensor.to(self._dtype) if cast else tensor
+
+        write_tensors(self._path(shard), self._names[shard], read, _METADATA)
+
+    def read(self, name: str) -> Tensor:
+        """Return a stored tensor: as written if its shard is, else as in the source."""
+        path = self._path(self._shard_of[name])
+        return TensorFile(path).read(name) if path.exists() else self._source.tensor(name)
+
+    def finish(self) -> None:
+        """Write what is in no block, then the index; a small model becomes one file."""
+        self.write(len(self._names) - 1, {})
+        files = [TensorFile(self._path(shard)) for shard in range(len(self._names))]
+        homes = {name: file for file in files for name in file.names()}
+        size = sum(file.path.stat().st_size for file in files)
+        if size < _JOIN_BELOW:
+            names = list(self._source.locations)
+            write_tensors(
+                self._target / SINGLE, names, lambda name: homes[name].read(name), _METADATA
+            )
+            for file in files:
+                file.path.unlink()
+            return
+        index: dict[str, Any] = {
+            "metadata": {"total_size": size},
+            "weight_map": {name: file.path.name for name, file in homes.items()},
+        }
+        (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _path(self, shard: int) -> Path:
+        return self._target / f"model-{shard + 1:05d}-of-{len(self._names):05d}.safetensors"
+
+
+def _block_of(name: str, starts: Iterable[str], blocks: int) -> int:
+    """Return the index of the block that a stored tensor belongs to; ``blocks`` if to none."""
+    for start in starts:
+        number = name.removeprefix(f"{start}.").split(".", 1)[0]
+        # Some checkpoints carry more blocks than the model has; those go on as they are.
+        if name.startswith(f"{start}.") and number.isdigit() and int(number) < blocks:
+            return int(number)
+    return blocks

@@ -1,0 +1,184 @@
+"""A model of which only one decoder block is in memory at a time."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from spp_cli.errors import ModelError
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.decoder import Decoder
+from spp_cli.models.loading import load_config, load_model, quiet
+
+__all__ = ["BlockSource", "ResidentModel", "StreamedModel", "open_model"]
+
+
+class BlockSource:
+    """A model whose blocks are brought to the device and taken from it again."""
+
+    model: PreTrainedModel
+    decoder: Decoder
+
+    def place_shell(self, device: torch.device) -> None:
+        """Bring all that is not in a block, and that a forward without the head needs."""
+        raise NotImplementedError
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        """Return one block, its weights on ``device``."""
+        raise NotImplementedError
+
+    def free(self, index: int) -> None:
+        """Give back the memory of one block."""
+        raise NotImplementedError
+
+
+class ResidentModel(BlockSource):
+    """A model that is whole in CPU memory, for those that cannot be read tensor by tensor."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.decoder = Decoder(model)
+
+    def place_shell(self, device: torch.device) -> None:
+        self.decoder.place_shell(device)
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        return self.decoder.blocks[index].to(device)
+
+    def free(self, index: int) -> None:
+        self.decoder.blocks[index].to("cpu")
+
+
+class StreamedModel(BlockSource):
+    """A model built without weights; those of a block are read when its turn comes.
+
+    ``dtype``: type of the floating-point weights; None: that of config.json.
+
+    Raises:
+        ModelError: the checkpoint lacks a tensor that the model has, or has it in another shape.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype | None,
+        trust_remote_code: bool,
+    ) -> None:
+        config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+        # Buffers are computed for real: tables of rotary embeddings are in no checkpoint.
+        with quiet(), init_empty_weights(include_buffers=False):
+            self.model = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            ).eval()
+        self.decoder = Decoder(self.model)
+        self._dtype = dtype or getattr(config.get_text_config(), "dtype", None)
+        self._read: Callable[[str], Tensor] = checkpoint.tensor
+        self._stored_names = self._match(checkpoint)
+
+    def _match(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Return the stored name of every tensor that a forward without the head reads."""
+        names = {}
+        base = {id(module) for module in self.model.base_model.modules()}
+        for path, module in self.model.named_modules():
+            if id(module) not in base:
+                continue
+            for name, tensor in _stored(module):
+                full = f"{path}.{name}" if path else name
+                stored = checkpoint.stored_name(full, self.model.base_model_prefix)
+                if checkpoint.shape(stored) != tuple(tensor.shape):
+                    raise ModelError(
+                        f"{checkpoint.folder}: {stored} is {checkpoint.shape(stored)}, and "
+                        f"config.json makes it {tuple(tensor.shape)}. Copy the model anew"
+                    )
+                names[full] = stored
+        return names
+
+    def read_from(self, read: Callable[[str], Tensor]) -> None:
+        """Read from now on what ``read`` returns for a stored name, such as a pruned weight."""
+        self._read = read
+
+    def place_shell(self, device: torch.device) -> None:
+        inside = {id(module) for block in self.decoder.blocks for module in block.modules()}
+        for path, module in self.model.base_model.named_modules():
+            if id(module) not in inside:
+                self._fill(module, _join(self._base_path(), path), device)
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        block = self.decoder.blocks[index]
+        for path, module in block.named_modules():
+            self._fill(module, _join(f"{self.decoder.path}.{index}", path), device)
+        return block
+
+    def free(self, index: int) -> None:
+        for module in self.decoder.blocks[index].modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module._parameters[name] = _parameter(torch.empty_like(parameter, device="meta"))
+        _return_free_memory()
+
+    def _base_path(self) -> str:
+        same = self.model.base_model is self.model
+        return "" if same else self.model.base_model_prefix
+
+    def _fill(self, module: nn.Module, path: str, device: torch.device) -> None:
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+        for name, tensor in list(_stored(module)):
+            value = self._read(self._stored_names[_join(path, name)])
+            if value.is_floating_point() and self._dtype is not None:
+                value = value.to(self._dtype)
+            if isinstance(tensor, nn.Parameter):
+                module._parameters[name] = _parameter(value.to(device))
+            else:
+                module._buffers[name] = value.to(device)
+
+
+def open_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+) -> BlockSource:
+    """Return the model block by block where its checkpoint has the names of the model's tensors.
+
+    Where transformers renames or joins tensors as it loads them, the model is loaded whole.
+    """
+    try:
+        return StreamedModel(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ModelError:
+        # A checkpoint that is really incomplete fails here too, with the better message.
+        model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+        return ResidentModel(model)
+
+
+def _return_free_memory() -> None:
+    """Give freed heap back to the system, where the C library is one that keeps it.
+
+    glibc keeps what the tensors of a block leave behind in pieces too small for those of the next:
+    without this, memory grows by about half a block with every block.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a checkpoint holds of one module itself: parameters and persistent buffers."""
+    yield from module.named_parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+def _parameter(value: Any) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(part for part in (path, name) if part)

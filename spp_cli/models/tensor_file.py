@@ -1,0 +1,147 @@
+"""One safetensors file, read and written tensor by tensor.
+
+The library's own reader maps the file into memory, and what was touched of the map counts as memory
+of the process: reading a 140 GB model block by block would look, and on a full machine act, as if
+the whole of it were loaded; its writer wants all tensors at once. Here a tensor takes its own bytes
+and no more.
+
+Format: 8 bytes of little-endian header length, the header in JSON, then the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TensorFile", "write_tensors"]
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+class TensorFile:
+    """The tensors of one file by name; only the header is read at first.
+
+    Raises:
+        ValueError: the file is truncated or is not safetensors.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._start = 8 + length
+        self._entries = header
+        try:
+            for name in header:
+                self._check(name, size)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its header is damaged: {error}") from error
+
+    def _check(self, name: str, size: int) -> None:
+        begin, end = self._entries[name]["data_offsets"]
+        needed = math.prod(self.shape(name)) * self.dtype(name).itemsize
+        if end - begin != needed or begin < 0 or self._start + end > size:
+            raise ValueError(f"the bytes of {name} are not all there")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors, in the order of the header."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return tuple(self._entries[name]["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's type without reading it."""
+        return _DTYPES[self._entries[name]["dtype"]]
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, in memory of its own.
+
+        Raises:
+            OSError: the file cannot be read, or has become shorter.
+        """
+        begin, end = self._entries[name]["data_offsets"]
+        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
+        if end > begin:
+            buffer = bytes_of(tensor)
+            with self.path.open("rb", buffering=0) as stream:
+                stream.seek(self._start + begin)
+                while buffer:
+                    count = stream.readinto(buffer)
+                    if not count:
+                        raise OSError(f"{self.path} ends in the middle of {name}")
+                    buffer = buffer[count:]
+        return tensor
+
+
+def write_tensors(
+    path: Path,
+    names: Iterable[str],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the tensors that ``read`` returns, one at a time; a kill leaves all of it or nothing.
+
+    Each is read twice, first for its shape and type. Equal contents make equal files.
+    """
+    unfinished = path.with_name(f".{path.name}.writing")
+    entries: dict[str, dict[str, Any]] = {}
+    widths: dict[str, int] = {}
+    for name in names:
+        tensor = read(name)
+        entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)}
+        widths[name] = tensor.itemsize
+    # The widest types come first, so that every tensor begins on a multiple of its own width.
+    order = sorted(entries, key=lambda name: -widths[name])
+    offset = 0
+    for name in order:
+        size = math.prod(entries[name]["shape"]) * widths[name]
+        entries[name]["data_offsets"] = [offset, offset + size]
+        offset += size
+    header = {"__metadata__": dict(metadata), **{name: entries[name] for name in order}}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors begin on a multiple of 8
+    with unfinished.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in order:
+            stream.write(bytes_of(read(name).contiguous()))
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(path)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU, writable, as bytes."""
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view

@@ -1,0 +1,60 @@
+"""What a pruning in progress has finished: one file a block, written last, in the resume folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spp_cli.models.tensor_file import TensorFile, write_tensors
+from spp_cli.pruning.engine import PrunedLayer
+from spp_cli.sparsity.masks import LazyMapping, pack
+
+__all__ = ["BlockRecords"]
+
+
+class BlockRecords:
+    """The masks and figures of the blocks that are done, on disk; a kill loses none of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, block: int, layers: list[PrunedLayer]) -> None:
+        """Record one block. With this file it counts as done, so its weights are written before."""
+        packed = {layer.linear.name: pack(layer.keep) for layer in layers}
+        described: dict[str, dict[str, Any]] = {
+            layer.linear.name: {
+                "shape": list(layer.keep.shape),
+                "figures": {"sparsity": layer.sparsity, **layer.record},
+            }
+            for layer in layers
+        }
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metadata = {"layers": json.dumps(described)}
+        write_tensors(self._path(block), packed, packed.__getitem__, metadata)
+
+    def is_done(self, block: int) -> bool:
+        """Whether a block was recorded, and the record is whole."""
+        try:
+            TensorFile(self._path(block))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def collect(
+        self, blocks: int
+    ) -> tuple[LazyMapping, dict[str, tuple[int, ...]], dict[str, dict[str, Any]]]:
+        """Return packed masks, their shapes and the figures of all layers, by name, in order."""
+        homes: dict[str, TensorFile] = {}
+        layers: dict[str, dict[str, Any]] = {}
+        for block in range(blocks):
+            file = TensorFile(self._path(block))
+            described = json.loads(file.metadata["layers"])
+            homes |= dict.fromkeys(described, file)
+            layers |= described
+        shapes = {name: tuple(layer["shape"]) for name, layer in layers.items()}
+        figures = {name: layer["figures"] for name, layer in layers.items()}
+        return LazyMapping(layers, lambda name: homes[name].read(name)), shapes, figures
+
+    def _path(self, block: int) -> Path:
+        return self._folder / f"block-{block:05d}.safetensors"

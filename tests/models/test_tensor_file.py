@@ -1,0 +1,56 @@
+"""Plain reads of safetensors files give what the library wrote."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+
+from spp_cli.models.tensor_file import TensorFile
+
+dtypes = st.sampled_from(
+    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
+tensors = st.dictionaries(
+    st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    st.tuples(dtypes, st.lists(st.integers(0, 5), max_size=3)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(tensors, st.integers(0, 99))
+def test_what_was_saved_is_read_bit_for_bit(tmp_path_factory, wanted, seed):
+    torch.manual_seed(seed)
+    saved = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in wanted.items()}
+    path = tmp_path_factory.mktemp("files") / "a.safetensors"
+    save_file(saved, path, metadata={"format": "pt"})
+    file = TensorFile(path)
+    assert sorted(file.names()) == sorted(saved)
+    assert file.metadata == {"format": "pt"}
+    for name, tensor in saved.items():
+        assert file.shape(name) == tuple(tensor.shape)
+        assert file.dtype(name) == tensor.dtype
+        assert torch.equal(file.read(name), tensor)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    whole = save({"a": torch.randn(3, 4), "b": torch.randn(5)})
+    path = tmp_path / "a.safetensors"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"."):
+            TensorFile(path)
+    path.write_bytes(whole)
+    assert TensorFile(path).names() == ["a", "b"]
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.randn(100)}, path)
+    file = TensorFile(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(OSError, match="ends in the middle of a"):
+        file.read("a")

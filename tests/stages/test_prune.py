@@ -1,0 +1,156 @@
+"""spp prune: one block in memory at a time, and a kill costs one block at most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+
+from spp_cli.config import SppConfig
+from spp_cli.models.checkpoint import Checkpoint, locate
+from spp_cli.models.rewriting import CheckpointRewriter
+from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
+from spp_cli.progress import Silent
+from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
+from spp_cli.stages import prune
+from spp_cli.stages.block_records import BlockRecords
+from spp_cli.stages.stage import Result, Sources
+
+BLOCKS = 4
+
+
+class Talk(Silent):
+    """A reporter that keeps what was said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bfloat16 Llama of four blocks with the embedded tokenizer."""
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    make_model("llama", folder, torch.bfloat16, vocab_size=4096, num_hidden_layers=BLOCKS)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    return folder
+
+
+def run(dense: Path, target: Path, reporter: Silent | None = None, **changes: object) -> Result:
+    target.mkdir(exist_ok=True)
+    calibration = {"samples": 5, "sequence_length": 32, "batch_size": 2}
+    settings = {"method": "wanda", "sparsity": 0.6, "calibration": calibration, **changes}
+    config = SppConfig.model_validate({"prune": settings})
+    return prune.run(config, Sources(dense, True), target, reporter or Silent())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    names = ("model.safetensors", FILE_NAME, "spp_sparsity.json", "config.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("moment", ["weights", "record"])
+def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
+    method, block, moment, dense, tmp_path, monkeypatch
+):
+    run(dense, tmp_path / "whole", method=method)
+    owner, name = {
+        "weights": (CheckpointRewriter, "write"),
+        "record": (BlockRecords, "write"),
+    }[moment]
+    original = getattr(owner, name)
+
+    def dying(self, index, *arguments):
+        if index == block:
+            raise Killed
+        original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            run(dense, tmp_path / "cut", method=method)
+    talk = Talk()
+    result = run(dense, tmp_path / "cut", talk, method=method)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert len(result.metrics["layers"]) == BLOCKS * 7
+    went_on = [line for line in talk.said if line.startswith("going on")]
+    assert went_on == ([f"going on after block {block} of {BLOCKS}"] if block else [])
+
+
+def test_a_finished_pruning_leaves_nothing_to_resume_behind(dense, tmp_path):
+    run(dense, tmp_path / "a")
+    assert not (tmp_path / "a/.resume").exists()
+    files = {path.name for path in (tmp_path / "a").glob("*.safetensors")}
+    assert files == {"model.safetensors", FILE_NAME}
+
+
+@pytest.mark.parametrize("offload", ["auto", "device", "cpu", "disk"])
+def test_where_activations_wait_decides_nothing(offload, dense, tmp_path):
+    run(dense, tmp_path / "reference")
+    run(dense, tmp_path / offload, offload=offload)
+    assert content(tmp_path / offload) == content(tmp_path / "reference")
+
+
+def test_a_model_that_is_whole_in_memory_is_pruned_the_same(dense, tmp_path, monkeypatch):
+    run(dense, tmp_path / "streamed")
+
+    def resident(checkpoint, *, dtype, trust_remote_code):
+        from spp_cli.models.loading import load_model
+
+        return ResidentModel(load_model(checkpoint, dtype=dtype))
+
+    monkeypatch.setattr(prune, "open_model", resident)
+    run(dense, tmp_path / "resident")
+    assert content(tmp_path / "streamed") == content(tmp_path / "resident")
+
+
+def test_only_one_block_has_weights_at_a_time(dense):
+    model = open_model(Checkpoint(dense), dtype=torch.float32, trust_remote_code=False)
+    assert isinstance(model, StreamedModel)
+    model.place_shell(torch.device("cpu"))
+    for index in range(BLOCKS):
+        model.load(index, torch.device("cpu"))
+        there = [
+            number
+            for number, block in enumerate(model.decoder.blocks)
+            if not any(parameter.is_meta for parameter in block.parameters())
+        ]
+        assert there == [index]
+        model.free(index)
+    assert model.model.lm_head.weight.is_meta  # the head is never read
+
+
+def test_a_large_model_is_left_in_shards_with_an_index(dense, tmp_path, monkeypatch):
+    run(dense, tmp_path / "one")
+    monkeypatch.setattr("spp_cli.models.rewriting._JOIN_BELOW", 0)
+    run(dense, tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("model-*-of-00005.safetensors"))) == BLOCKS + 1
+    one, many = Checkpoint(tmp_path / "one"), Checkpoint(tmp_path / "many")
+    assert set(one.locations) == set(many.locations)
+    assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.locations)
+    assert KeepMasks(tmp_path / "one").digest == KeepMasks(tmp_path / "many").digest
+
+
+def test_another_type_is_cast_and_config_json_says_so(dense, tmp_path):
+    (tmp_path / "a").mkdir()
+    config = SppConfig.model_validate(
+        {"model": {"dtype": "float16"}, "prune": {"method": "magnitude", "pattern": "2:4"}}
+    )
+    prune.run(config, Sources(dense, True), tmp_path / "a", Silent())
+    checkpoint = Checkpoint(tmp_path / "a")
+    assert {checkpoint.dtype(name) for name in checkpoint.locations} == {torch.float16}
+    assert checkpoint.config["dtype"] == "float16"
+    others = {key: value for key, value in Checkpoint(dense).config.items() if key != "dtype"}
+    assert {key: value for key, value in checkpoint.config.items() if key != "dtype"} == others
