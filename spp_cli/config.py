@@ -226,6 +226,10 @@ class PruneConfig(Section):
     exclude: Names = Field(
         (), description="Globs of linear layers to leave dense, e.g. '*.down_proj'"
     )
+    refine: Annotated[Any, Plugin("spp_cli.refining", "a refinement", "none")] = Field(
+        "none",
+        description="Refinement of the mask; in YAML also a mapping of its name and its keys",
+    )
     calibration: CalibrationConfig = Field(
         default_factory=CalibrationConfig, description="The text whose activations guide the method"
     )

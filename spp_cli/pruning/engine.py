@@ -6,7 +6,7 @@ weights, prune them, run the block again so that the next block sees what it wil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Statistic
+from spp_cli.refining.refinement import Refinement
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["PrunedLayer", "check_fits", "prune_blocks"]
@@ -62,6 +63,7 @@ def prune_blocks(
     method: PruningMethod,
     pattern: Pattern,
     *,
+    refinement: Refinement,
     stored_dtype: Callable[[str], torch.dtype],
     device: torch.device,
     activations: ActivationStore,
@@ -72,7 +74,8 @@ def prune_blocks(
 
     Args:
         source: brings one block at a time to ``device``.
-        batches: calibration tokens, (sequences, tokens) each; unused if the method needs none.
+        batches: calibration tokens, (sequences, tokens) each; unused if nothing asks for them.
+        refinement: has a second look at every mask.
         stored_dtype: the type in which the weight of this name will be stored. The text flows on
             through the weight as rounded to it.
         activations: where the hidden states of the batches are kept between blocks; empty.
@@ -86,7 +89,8 @@ def prune_blocks(
     wanted = {linear.name for linear in linears}
     blocks = len(source.decoder.blocks)
     calls = None
-    if method.statistic is not None:
+    kinds = {kind for kind in (method.statistic, refinement.statistic) if kind is not None}
+    if kinds:
         source.place_shell(device)
         source.load(0, device)
         placed = (batch.to(device) for batch in batches)
@@ -100,7 +104,8 @@ def prune_blocks(
             if index >= done:
                 chosen = [lin for lin in source.decoder.linears(index) if lin.name in wanted]
                 layers = []
-                for linear, pruned in _prune_block(block, index, chosen, calls, method, pattern):
+                known = _collect(block, index, chosen, calls, kinds) if calls else {}
+                for linear, pruned in _prune_all(chosen, known, method, refinement, pattern):
                     weight = pruned.weight.to(stored_dtype(linear.name))
                     linear.weight.copy_(weight)
                     progress.advance(0, detail=linear.name)
@@ -115,40 +120,22 @@ def prune_blocks(
             progress.advance(1)
 
 
-def _prune_block(
-    block: nn.Module,
-    index: int,
-    linears: Sequence[Linear],
-    calls: BlockCalls | None,
-    method: PruningMethod,
-    pattern: Pattern,
-) -> Iterator[tuple[Linear, Pruned]]:
-    """Prune the chosen linears of one block, group by group of those with the same input."""
-    groups = [[linear] for linear in linears]
-    statistics: list[Any] = [None] * len(linears)
-    if calls is not None and linears:
-        groups, statistics = _collect(block, index, linears, calls, method.statistic)
-    for group, statistic in zip(groups, statistics, strict=True):
-        yield from _prune_group(group, statistic, method, pattern)
-
-
 def _collect(
     block: nn.Module,
     index: int,
     linears: Sequence[Linear],
     calls: BlockCalls,
-    kind: type[Statistic] | None,
-) -> tuple[list[list[Linear]], list[Statistic]]:
-    """Run the calibration text through one block; return groups of linears and their statistics.
+    kinds: Iterable[type[Statistic]],
+) -> dict[str, Known]:
+    """Run the calibration text through one block; return what is known of each linear's inputs.
 
-    Linears that are called with the very same tensor, such as q, k and v, form a group: their
-    statistic is computed once. Which are is seen in the first batch.
+    Linears that are called with the very same tensor, such as q, k and v, have one object in
+    common: their statistics are computed once. Which they are is seen in the first batch.
     """
-    assert kind is not None
     leader_of_input: dict[tuple[int, int], str] = {}
     seen: list[Tensor] = []  # kept for as long as their addresses identify them
     leaders: dict[str, str] = {}
-    statistics: dict[str, Statistic] = {}
+    known: dict[str, Known] = {}
 
     def hook_for(linear: Linear) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -158,10 +145,12 @@ def _collect(
                 identity = (id(inputs), inputs._version)
                 leaders[linear.name] = leader_of_input.setdefault(identity, linear.name)
             if leaders[linear.name] == linear.name:
-                if linear.name not in statistics:
-                    statistics[linear.name] = kind(linear.in_features, inputs.device)
+                if linear.name not in known:
+                    width, device = linear.in_features, inputs.device
+                    known[linear.name] = Known({kind: kind(width, device) for kind in kinds})
                 rows = inputs.reshape(-1, inputs.shape[-1]).float()
-                statistics[linear.name].update(rows, samples=len(hidden_states))
+                for statistic in known[linear.name].statistics.values():
+                    statistic.update(rows, samples=len(hidden_states))
 
         return hook
 
@@ -181,35 +170,60 @@ def _collect(
             f"no calibration text reached {unused[0]}, so it cannot be pruned by its inputs. "
             "Leave it out with prune.exclude"
         )
-    groups = {
-        leader: [linear for linear in linears if leaders[linear.name] == leader]
-        for leader in statistics
-    }
-    return list(groups.values()), list(statistics.values())
+    return {linear.name: known[leaders[linear.name]] for linear in linears}
 
 
-def _prune_group(
-    group: Sequence[Linear], statistic: Statistic | None, method: PruningMethod, pattern: Pattern
+def _prune_all(
+    linears: Sequence[Linear],
+    known: Mapping[str, Known],
+    method: PruningMethod,
+    refinement: Refinement,
+    pattern: Pattern,
 ) -> Iterator[tuple[Linear, Pruned]]:
-    """Prune the linears that share one input."""
-    names = ", ".join(linear.name for linear in group)
-    if statistic is not None and not statistic.is_finite():
-        raise NumericalError(
-            f"the inputs of {names} hold NaN or infinity. "
-            "Try --dtype float32; if that does not help, the model or its input is damaged"
-        )
-    try:
-        prepared = method.prepare(statistic)
-    except NumericalError as error:
-        raise NumericalError(f"{names}: {error}") from error
-    for linear in group:
+    """Prune linears of one block; what those with one input share is prepared once."""
+    for linear in linears:
+        inputs = known.get(linear.name)
         weight = linear.weight.float()
         if not weight.isfinite().all():
             raise ModelError(
                 f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
             )
-        pruned = method.prune(weight, prepared, pattern)
+        if inputs is not None and not inputs.is_prepared:
+            sharing = [other.name for other in linears if known[other.name] is inputs]
+            inputs.prepare(method, ", ".join(sharing))
+        pruned = method.prune(weight, inputs and inputs.prepared, pattern)
+        pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), pattern)
         if not pruned.weight.isfinite().all():
             raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
         assert not pruned.weight[~pruned.keep].count_nonzero(), linear.name
         yield linear, pruned
+
+
+class Known:
+    """What is known of one input: its statistics by kind, and what the method made of its own."""
+
+    def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
+        self.statistics = statistics
+        self.prepared: Any = None
+        self.is_prepared = False
+
+    def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
+        """Return the statistic that a method or a refinement asks for."""
+        return self.statistics[asking.statistic] if asking.statistic else None
+
+    def prepare(self, method: PruningMethod, names: str) -> None:
+        """Let ``method`` make of its statistic what all linears with this input, ``names``, share.
+
+        Raises:
+            NumericalError: NaN or infinity among the inputs, or the method cannot.
+        """
+        if not all(statistic.is_finite() for statistic in self.statistics.values()):
+            raise NumericalError(
+                f"the inputs of {names} hold NaN or infinity. Try --dtype float32; "
+                "if that does not help, the model or its input is damaged"
+            )
+        try:
+            self.prepared = method.prepare(self.of(method))
+        except NumericalError as error:
+            raise NumericalError(f"{names}: {error}") from error
+        self.is_prepared = True

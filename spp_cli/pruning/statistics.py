@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["Gram", "InputNorm", "Statistic"]
+__all__ = ["Gram", "InputNorm", "Moments", "Statistic"]
 
 
 class Statistic(ABC):
@@ -61,3 +61,29 @@ class Gram(Statistic):
     def hessian(self) -> Tensor:
         """Return a new tensor (in_features, in_features)."""
         return self._total * (2 / self.samples)
+
+
+class Moments(InputNorm):
+    """Sum over tokens, averaged over samples, and variance of each input: (in_features,) both.
+
+    The variance is the mean over samples of each sequence's own (population) variance.
+    """
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        super().__init__(in_features, device)
+        self._sum = torch.zeros(in_features, device=device)
+        self._variance = torch.zeros(in_features, device=device)
+
+    def update(self, inputs: Tensor, samples: int) -> None:
+        super().update(inputs, samples)
+        sequences = inputs.view(samples, -1, inputs.shape[-1])
+        self._sum += inputs.sum(dim=0)
+        self._variance += sequences.var(dim=1, correction=0).sum(dim=0)
+
+    def mean(self) -> Tensor:
+        """Return the sum over a sequence's tokens, averaged over samples."""
+        return self._sum / self.samples
+
+    def variance(self) -> Tensor:
+        """Return the variance within a sequence, averaged over samples."""
+        return self._variance / self.samples

@@ -72,6 +72,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         linears,
         settings.method,
         pattern,
+        refinement=settings.refine,
         stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
         device=device,
         activations=activations,
@@ -107,7 +108,7 @@ def _calibration(
 ) -> TokenSet | None:
     """Return the calibration tokens; None if the method asks for none."""
     settings = config.prune.calibration
-    if config.prune.method.statistic is None:
+    if config.prune.method.statistic is None and config.prune.refine.statistic is None:
         return None
     length = resolve_length(
         settings.sequence_length, model_config, setting="prune.calibration.sequence_length"

@@ -19,6 +19,7 @@ from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.sparsegpt import SparseGPT
 from spp_cli.pruning.statistics import InputNorm, Statistic
 from spp_cli.pruning.wanda import Wanda
+from spp_cli.refining.refinement import NoRefinement
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
 
 CPU = torch.device("cpu")
@@ -51,6 +52,7 @@ def prune_with_engine(
         linears,
         method,
         pattern,
+        refinement=NoRefinement(),
         stored_dtype=lambda name: torch.float32,
         device=CPU,
         activations=ActivationStore("device", CPU),
