@@ -18,13 +18,13 @@ from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import BlockCalls, capture_calls
 from spp_cli.models.decoder import Linear
 from spp_cli.models.streaming import BlockSource
-from spp_cli.progress import Reporter
+from spp_cli.progress import Reporter, Task
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.refining.refinement import Refinement
 from spp_cli.sparsity.patterns import Pattern
 
-__all__ = ["PrunedLayer", "check_fits", "prune_blocks"]
+__all__ = ["PrunedLayer", "Recipe", "check_fits", "prune_blocks"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,25 @@ class PrunedLayer:
     def sparsity(self) -> float:
         """The share of weights that the mask drops, 0 to 1."""
         return 1 - self.keep.count_nonzero().item() / self.keep.numel()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are chosen, the same for all layers.
+
+    ``stored_dtype`` is the type in which the weight of a name will be stored: the text flows on
+    through the weight as rounded to it.
+    """
+
+    method: PruningMethod
+    refinement: Refinement
+    pattern: Pattern
+    stored_dtype: Callable[[str], torch.dtype]
+
+    def statistics(self) -> list[type[Statistic]]:
+        """Return what method and refinement ask to know of a layer's inputs, each once."""
+        asked = (self.method.statistic, self.refinement.statistic)
+        return list(dict.fromkeys(kind for kind in asked if kind is not None))
 
 
 def check_fits(linears: Sequence[Linear], method: PruningMethod, pattern: Pattern) -> None:
@@ -60,11 +79,8 @@ def prune_blocks(
     source: BlockSource,
     batches: Sequence[Tensor],
     linears: Sequence[Linear],
-    method: PruningMethod,
-    pattern: Pattern,
+    recipe: Recipe,
     *,
-    refinement: Refinement,
-    stored_dtype: Callable[[str], torch.dtype],
     device: torch.device,
     activations: ActivationStore,
     done: int = 0,
@@ -75,9 +91,6 @@ def prune_blocks(
     Args:
         source: brings one block at a time to ``device``.
         batches: calibration tokens, (sequences, tokens) each; unused if nothing asks for them.
-        refinement: has a second look at every mask.
-        stored_dtype: the type in which the weight of this name will be stored. The text flows on
-            through the weight as rounded to it.
         activations: where the hidden states of the batches are kept between blocks; empty.
         done: blocks that an interrupted pruning finished. ``source`` gives them as they were
             pruned, the text only flows through them.
@@ -89,8 +102,7 @@ def prune_blocks(
     wanted = {linear.name for linear in linears}
     blocks = len(source.decoder.blocks)
     calls = None
-    kinds = {kind for kind in (method.statistic, refinement.statistic) if kind is not None}
-    if kinds:
+    if recipe.statistics():
         source.place_shell(device)
         source.load(0, device)
         placed = (batch.to(device) for batch in batches)
@@ -103,21 +115,52 @@ def prune_blocks(
             block = source.load(index, device)
             if index >= done:
                 chosen = [lin for lin in source.decoder.linears(index) if lin.name in wanted]
-                layers = []
-                known = _collect(block, index, chosen, calls, kinds) if calls else {}
-                for linear, pruned in _prune_all(chosen, known, method, refinement, pattern):
-                    weight = pruned.weight.to(stored_dtype(linear.name))
-                    linear.weight.copy_(weight)
-                    progress.advance(0, detail=linear.name)
-                    layer = PrunedLayer(linear, weight.cpu(), pruned.keep.cpu(), pruned.record)
-                    layers.append(layer)
-                yield index, layers
+                yield index, _prune_block(block, index, chosen, calls, recipe, progress)
             if calls is not None and index + 1 < blocks:
                 for batch in range(len(calls.hidden_states)):
                     hidden_states = calls.hidden_states[batch]
                     calls.hidden_states[batch] = calls.run(block, index, batch, hidden_states)
             source.free(index)
             progress.advance(1)
+
+
+def _prune_block(
+    block: nn.Module,
+    index: int,
+    linears: Sequence[Linear],
+    calls: BlockCalls | None,
+    recipe: Recipe,
+    progress: Task,
+) -> list[PrunedLayer]:
+    """Prune linears of one block in place; what those with one input share is prepared once."""
+    known = _collect(block, index, linears, calls, recipe.statistics()) if calls else {}
+    layers = []
+    for linear in linears:
+        inputs = known.get(linear.name)
+        if inputs is not None and not inputs.is_prepared:
+            sharing = [other.name for other in linears if known[other.name] is inputs]
+            inputs.prepare(recipe.method, ", ".join(sharing))
+        pruned = _prune_linear(linear, inputs, recipe)
+        weight = pruned.weight.to(recipe.stored_dtype(linear.name))
+        linear.weight.copy_(weight)
+        layers.append(PrunedLayer(linear, weight.cpu(), pruned.keep.cpu(), pruned.record))
+        progress.advance(0, detail=linear.name)
+    return layers
+
+
+def _prune_linear(linear: Linear, inputs: Known | None, recipe: Recipe) -> Pruned:
+    weight = linear.weight.float()
+    if not weight.isfinite().all():
+        raise ModelError(
+            f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
+        )
+    method, refinement = recipe.method, recipe.refinement
+    pruned = method.prune(weight, inputs and inputs.prepared, recipe.pattern)
+    pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), recipe.pattern)
+    if not pruned.weight.isfinite().all():
+        raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
+    assert not pruned.weight[~pruned.keep].count_nonzero(), linear.name
+    return pruned
 
 
 def _collect(
@@ -171,32 +214,6 @@ def _collect(
             "Leave it out with prune.exclude"
         )
     return {linear.name: known[leaders[linear.name]] for linear in linears}
-
-
-def _prune_all(
-    linears: Sequence[Linear],
-    known: Mapping[str, Known],
-    method: PruningMethod,
-    refinement: Refinement,
-    pattern: Pattern,
-) -> Iterator[tuple[Linear, Pruned]]:
-    """Prune linears of one block; what those with one input share is prepared once."""
-    for linear in linears:
-        inputs = known.get(linear.name)
-        weight = linear.weight.float()
-        if not weight.isfinite().all():
-            raise ModelError(
-                f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
-            )
-        if inputs is not None and not inputs.is_prepared:
-            sharing = [other.name for other in linears if known[other.name] is inputs]
-            inputs.prepare(method, ", ".join(sharing))
-        pruned = method.prune(weight, inputs and inputs.prepared, pattern)
-        pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), pattern)
-        if not pruned.weight.isfinite().all():
-            raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
-        assert not pruned.weight[~pruned.keep].count_nonzero(), linear.name
-        yield linear, pruned
 
 
 class Known:

@@ -18,7 +18,7 @@ from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
-from spp_cli.pruning.engine import check_fits, prune_blocks
+from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
@@ -53,7 +53,13 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         linear.name: source.stored_name(f"{linear.name}.weight", model.model.base_model_prefix)
         for linear in linears
     }
-    calibration = _calibration(config, sources, model.model.config, reporter)
+    recipe = Recipe(
+        settings.method,
+        settings.refine,
+        pattern,
+        stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
+    )
+    calibration = _calibration(config, recipe, sources, model.model.config, reporter)
     batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
 
     rewriter = CheckpointRewriter(source, target, decoder, cast_to)
@@ -70,10 +76,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         model,
         batches,
         linears,
-        settings.method,
-        pattern,
-        refinement=settings.refine,
-        stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
+        recipe,
         device=device,
         activations=activations,
         done=done,
@@ -104,11 +107,11 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
 
 def _calibration(
-    config: SppConfig, sources: Sources, model_config: Any, reporter: Reporter
+    config: SppConfig, recipe: Recipe, sources: Sources, model_config: Any, reporter: Reporter
 ) -> TokenSet | None:
-    """Return the calibration tokens; None if the method asks for none."""
+    """Return the calibration tokens; None if nothing asks to know of any inputs."""
     settings = config.prune.calibration
-    if config.prune.method.statistic is None and config.prune.refine.statistic is None:
+    if not recipe.statistics():
         return None
     length = resolve_length(
         settings.sequence_length, model_config, setting="prune.calibration.sequence_length"
