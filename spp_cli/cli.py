@@ -228,8 +228,7 @@ def _verify(context: typer.Context, given: dict[str, Any]) -> None:
         from spp_cli.sparsity.verify import verify_folder
 
         report = verify_folder(given["path"], given["pattern"])
-        failed = "\n".join(report.problems) if not report.ok else ""
-        return Answer(report.as_dict(), tables.verify_table(report.as_dict()), failed)
+        return Answer(report.as_dict(), tables.verify_table(report.as_dict()), report.summary())
 
     _finish(context, given, work)
 

@@ -57,6 +57,12 @@ class VerifyReport:
         """Whether nothing is broken."""
         return not self.problems
 
+    def summary(self) -> str:
+        """Return the first problem and how many more there are, on one line; empty if none."""
+        more = len(self.problems) - 1
+        others = f"; and {more} more like it, see the table" if more > 0 else ""
+        return f"{self.problems[0]}{others}" if self.problems else ""
+
     @property
     def sparsity(self) -> float:
         """Share of zeros over all linears in decoder blocks, 0 to 1."""
