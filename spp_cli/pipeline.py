@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spp_cli.config import SppConfig
-from spp_cli.errors import SppError
+from spp_cli.errors import ModelError, SppError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
 from spp_cli.progress import Reporter
 from spp_cli.settings import dump_yaml
@@ -106,8 +106,9 @@ def _run_stage(
             with full_disk_errors(partial):
                 module = importlib.import_module(MODULES[stage])
                 result = module.run(config, sources, partial, reporter)
-        except SppError:
-            run.abandon(stage)
+        except SppError as error:
+            # What is wrong with a model is so the next time, too; a full disk may have room then.
+            run.abandon(stage, for_good=isinstance(error, ModelError))
             raise
         manifest = run.publish(
             stage,

@@ -248,11 +248,14 @@ class Run:
         except (OSError, ValueError, TypeError):
             return None
 
-    def abandon(self, stage: str) -> None:
-        """Remove a stage in progress, within ``lock``, that failed before it had done any work."""
+    def abandon(self, stage: str, *, for_good: bool = False) -> None:
+        """Remove a stage in progress, within ``lock``, that failed before it had done any work.
+
+        ``for_good``: whatever it had done, because to go on would only fail again.
+        """
         assert self._locked
         partial = partial_of(self.folder / stage)
-        if not holds_work(partial):
+        if for_good or not holds_work(partial):
             with disk_errors(partial):
                 remove(partial)
 

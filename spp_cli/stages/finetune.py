@@ -15,6 +15,7 @@ from spp_cli.data.instructions import Rows, training_rows
 from spp_cli.data.tokens import check_vocabulary, resolve_length
 from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
 from spp_cli.progress import Reporter
+from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
 from spp_cli.training.trainer import (
@@ -30,7 +31,7 @@ __all__ = ["run"]
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
     """Train adapters on the pruned model of ``sources`` and leave the best of them in ``target``.
 
-    Checkpoints go below ``target/.resume``; training goes on from the newest that is whole.
+    Checkpoints go below the folder for resuming; training goes on from the newest that is whole.
     """
     settings, trusted = config.finetune, config.model.trust_remote_code
     device = resolve_device(config.model.device)
@@ -67,7 +68,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     sparse.model.config.use_cache = False
     if settings.gradient_checkpointing:
         _recompute_activations(sparse.model)
-    checkpoints = target / ".resume"
+    checkpoints = target / RESUME
     trainer = AdapterTrainer(
         model=sparse.model.to(device),
         args=training_arguments(
@@ -78,10 +79,11 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         description=description,
         reporter=reporter,
         log=target / "log.jsonl",
+        progress=target / PROGRESS,
     )
     before = trainer.evaluate()["eval_loss"]
     newest = newest_checkpoint(checkpoints, reporter)
-    outcome = trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     best_step = trainer.load_best()
     after = trainer.evaluate()["eval_loss"]
     save_adapter(sparse.model, target, description)
@@ -94,8 +96,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "validation_loss_after": after,
             "validation_perplexity_before": math.exp(before),
             "validation_perplexity_after": math.exp(after),
-            "train_loss": outcome.training_loss,
-            "steps": outcome.global_step,
+            "train_loss": trainer.mean_loss(),
+            "steps": trainer.state.global_step,
             "best_step": best_step,
             "trainable_parameters": trainable,
             "total_parameters": total,

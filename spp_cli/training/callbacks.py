@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from spp_cli.errors import NumericalError
+from spp_cli.fingerprint import write_json, write_text
 from spp_cli.progress import Reporter, Task
 
 __all__ = ["KeepBest", "Progress"]
@@ -49,39 +51,59 @@ class KeepBest(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Shows steps and losses while they come, writes them down, and stops at a loss of NaN."""
+    """Shows steps and losses while they come, writes them down, and stops at a loss of NaN.
 
-    def __init__(self, reporter: Reporter, log: Path) -> None:
+    ``log`` gets one JSON line for each loss, ``progress`` how many steps are done. Lines have no
+    times in them, and those from before a kill come back with the checkpoint: whatever happened on
+    the way, the same training leaves the same log.
+    """
+
+    def __init__(self, reporter: Reporter, log: Path, progress: Path) -> None:
+        self.bars = ExitStack()  # closed by whoever trains, after an error too
         self._reporter = reporter
         self._log = log
-        self._context: Any = None
+        self._progress = progress
         self._task: Task | None = None
+        self._before: list[dict[str, Any]] = []  # training begins with an empty history
+        self._has_ended = False
         self._detail = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._context = self._reporter.task("finetune", state.max_steps, "steps")
-        self._task = self._context.__enter__()
+        bar = self._reporter.task("finetune", state.max_steps, "steps")
+        self._task = self.bars.enter_context(bar)
         self._task.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._task is not None:
-            self._task.advance(1, self._detail)
+        assert self._task is not None
+        self._task.advance(1, self._detail)
+        if control.should_save:
+            control.should_log = True  # a kill after the checkpoint must not lose a loss
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
-        for name in ("loss", "eval_loss"):
-            if name in numbers:
-                if not math.isfinite(numbers[name]):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if self._has_ended:
+            return  # the last validation is that of the best step, not of the last
+        if self._task is None:
+            self._before = list(state.log_history)
+        else:
+            done = {"done": state.global_step, "total": state.max_steps, "unit": "steps"}
+            write_json(self._progress, done)
+            write_text(self._log, _lines([*self._before, *state.log_history]))
+        for name, label in (("loss", "loss"), ("eval_loss", "validation loss")):
+            if name in logs:
+                if not math.isfinite(logs[name]):
                     raise NumericalError(
-                        f"finetune: {name} is {numbers[name]} at step {state.global_step}. "
-                        "Lower finetune.learning_rate, or raise warmup_ratio"
+                        f"finetune: {label} is {logs[name]} at step {state.global_step}. "
+                        "Lower finetune.learning_rate, or raise finetune.warmup_ratio"
                     )
-                label = "loss" if name == "loss" else "validation loss"
-                self._detail = f"{label} {numbers[name]:.3f}"
+                self._detail = f"{label} {logs[name]:.3f}"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = self._task = None
+        self._has_ended = True
+
+
+def _lines(history: Iterable[dict[str, Any]]) -> str:
+    keys = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+    losses = (entry for entry in history if "loss" in entry or "eval_loss" in entry)
+    return "".join(
+        json.dumps({key: entry[key] for key in keys if key in entry}) + "\n" for entry in losses
+    )

@@ -97,24 +97,45 @@ def training_arguments(
 class AdapterTrainer(Trainer):
     """A Trainer whose checkpoints hold adapter, optimizer, scheduler and random states.
 
-    ``description`` is saved with each adapter. Progress and losses go to ``reporter``, and to
-    ``log`` as JSON lines.
+    ``description`` is saved with each adapter. Losses go to ``reporter``, and to ``log`` as JSON
+    lines; how many steps are done also goes to ``progress``, as JSON.
 
     Raises:
         NumericalError: from ``train``, when the loss is NaN or infinite.
     """
 
     def __init__(
-        self, *, description: dict[str, Any], reporter: Reporter, log: Path, **keywords: Any
+        self,
+        *,
+        description: dict[str, Any],
+        reporter: Reporter,
+        log: Path,
+        progress: Path,
+        **keywords: Any,
     ) -> None:
         super().__init__(data_collator=pad_rows, **keywords)
         self.description = description
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 self.remove_callback(callback)
-        self.add_callback(Progress(reporter, log))
+        self._progress = Progress(reporter, log, progress)
+        self.add_callback(self._progress)
         self._best = KeepBest(Path(self.args.output_dir) / "best", self._save_to)
         self.add_callback(self._best)
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """Train as the Trainer does; an error takes the bar off the screen before it is shown."""
+        with self._progress.bars:
+            return super().train(*arguments, **keywords)
+
+    def mean_loss(self) -> float:
+        """Return the mean loss of all steps, those before a kill included."""
+        total, last = 0.0, 0
+        for entry in self.state.log_history:
+            if "loss" in entry:  # the mean since the line before
+                total += entry["loss"] * (entry["step"] - last)
+                last = entry["step"]
+        return total / max(last, 1)
 
     def load_best(self) -> int:
         """Put the best adapter so far into the model; return the step after which it was saved.
