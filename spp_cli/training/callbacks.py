@@ -91,14 +91,23 @@ class Progress(TrainerCallback):
         for name, label in (("loss", "loss"), ("eval_loss", "validation loss")):
             if name in logs:
                 if not math.isfinite(logs[name]):
-                    raise NumericalError(
-                        f"finetune: {label} is {logs[name]} at step {state.global_step}. "
-                        "Lower finetune.learning_rate, or raise finetune.warmup_ratio"
-                    )
+                    raise NumericalError(_not_a_loss(label, logs[name], state.global_step))
                 self._detail = f"{label} {logs[name]:.3f}"
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._has_ended = True
+
+
+def _not_a_loss(label: str, loss: float, step: int) -> str:
+    if step == 0:
+        return (
+            f"finetune: the {label} of the pruned model itself is {loss}. "
+            "Try finetune.precision: float32, or prune less"
+        )
+    return (
+        f"finetune: {label} is {loss} at step {step}. "
+        "Lower finetune.learning_rate, or raise finetune.warmup_ratio"
+    )
 
 
 def _lines(history: Iterable[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,16 +19,31 @@ from spp_cli.models.checkpoint import locate
 from spp_cli.progress import Silent
 from spp_cli.stages import finetune, prune
 from spp_cli.stages.stage import Result, Sources
-from spp_cli.training.callbacks import KeepBest
-from spp_cli.training.trainer import AdapterTrainer, newest_checkpoint, pad_rows
+from spp_cli.training.callbacks import KeepBest, Progress
+from spp_cli.training.trainer import (
+    AdapterTrainer,
+    newest_checkpoint,
+    pad_rows,
+    training_arguments,
+)
 
 
 class Talk(Silent):
-    """A reporter that keeps what was said."""
+    """A reporter that keeps what was said, and counts the bars on the screen."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said: list[str] = []
+        self.open_bars = 0
+
+    @contextmanager
+    def task(self, name: str, total: float, unit: str = ""):
+        self.open_bars += 1
+        try:
+            with super().task(name, total, unit) as task:
+                yield task
+        finally:
+            self.open_bars -= 1
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -85,6 +101,8 @@ def test_it_lowers_the_loss_and_reports_perplexity_before_and_after(sources, tmp
     assert metrics["steps"] == 12
     logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == list(range(1, 13))
+    validated = [line["step"] for line in logged if "eval_loss" in line]
+    assert validated == [0, 3, 6, 9, 12]
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(sources, tmp_path):
@@ -104,7 +122,7 @@ class Killed(BaseException):
 def test_what_was_interrupted_at_any_step_ends_in_the_same_adapter_bit_for_bit(
     step, sources, tmp_path, monkeypatch
 ):
-    train(sources, tmp_path / "whole")
+    whole = train(sources, tmp_path / "whole")
     original = AdapterTrainer.training_step
 
     def dying(self, *args, **kwargs):
@@ -117,8 +135,11 @@ def test_what_was_interrupted_at_any_step_ends_in_the_same_adapter_bit_for_bit(
         with pytest.raises(Killed):
             train(sources, tmp_path / "cut")
     talk = Talk()
-    train(sources, tmp_path / "cut", talk)
+    cut = train(sources, tmp_path / "cut", talk)
     assert same(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
+    assert cut.metrics == whole.metrics
+    log = "log.jsonl"
+    assert (tmp_path / "cut" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
     resumed = [line for line in talk.said if line.startswith("going on from step")]
     assert resumed == ([f"going on from step {step // 3 * 3}"] if step >= 3 else [])
 
@@ -158,10 +179,47 @@ def test_the_best_adapter_is_kept_and_not_the_last(sources, tmp_path):
     assert metrics["validation_loss_after"] == pytest.approx(losses[best], rel=1e-4)
 
 
-def test_a_loss_of_nan_stops_with_the_step_and_a_hint(sources, tmp_path):
+def test_a_loss_of_nan_stops_with_the_step_and_a_hint_once_the_bar_is_gone(sources, tmp_path):
+    talk = Talk()
     with pytest.raises(NumericalError, match=r"loss is (nan|inf) at step \d+\. Lower finetune"):
-        train(sources, tmp_path / "a", learning_rate=1e30, max_grad_norm=1e30)
+        train(sources, tmp_path / "a", talk, learning_rate=1e30, max_grad_norm=1e30)
+    assert talk.open_bars == 0
     assert not (tmp_path / "a/adapter.safetensors").exists()
+
+
+def test_a_pruned_model_that_gives_nan_itself_is_not_blamed_on_the_learning_rate(tmp_path):
+    progress = Progress(Silent(), tmp_path / "log.jsonl", tmp_path / "progress.json")
+    state = SimpleNamespace(global_step=0, log_history=[])
+    with pytest.raises(
+        NumericalError, match=r"of the pruned model itself is nan\. Try finetune\.prec"
+    ):
+        progress.on_log(None, state, None, {"eval_loss": math.nan})
+
+
+def test_the_last_step_is_validated_whatever_the_interval(sources, tmp_path):
+    train(sources, tmp_path / "a", evaluate_every=5)
+    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "eval_loss" in line] == [0, 5, 10, 12]
+
+
+def test_no_loss_is_lost_when_lines_are_rarer_than_checkpoints(sources, tmp_path, monkeypatch):
+    def rarely(*arguments, **keywords):
+        settings = training_arguments(*arguments, **keywords)
+        settings.logging_steps = 5
+        return settings
+
+    monkeypatch.setattr(finetune, "training_arguments", rarely)
+    metrics = train(sources, tmp_path / "a").metrics
+    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in logged if "loss" in line}
+    assert list(losses) == [3, 5, 6, 9, 10, 12]
+    weights = [3, 2, 1, 3, 1, 2]  # steps that each line speaks for
+    mean = sum(loss * weight for loss, weight in zip(losses.values(), weights, strict=True)) / 12
+    assert metrics["train_loss"] == pytest.approx(mean)
+    monkeypatch.undo()
+    assert metrics["train_loss"] == pytest.approx(
+        train(sources, tmp_path / "b").metrics["train_loss"]
+    )
 
 
 def test_accumulated_gradients_are_those_of_a_larger_batch(sources, tmp_path):

@@ -1,0 +1,229 @@
+"""What a command does with the runs in a workspace: run, skip, refuse, go on, and remember."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+
+from spp_cli.config import SppConfig
+from spp_cli.errors import NumericalError, WorkspaceError
+from spp_cli.models.checkpoint import locate
+from spp_cli.pipeline import StageOutcome, run_stages
+from spp_cli.progress import Silent
+from spp_cli.stages import finetune
+from spp_cli.status import run_status
+from spp_cli.workspace import STAGES, Workspace
+
+SETTINGS: dict[str, Any] = {
+    "prune": {"calibration": {"source": "text.txt", "samples": 2, "sequence_length": 32}},
+    "finetune": {
+        "data": {"source": "text.txt", "samples": 8, "sequence_length": 32},
+        "max_steps": 4,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.01,
+    },
+    "merge": {"check_sequences": 1, "check_length": 8},
+    "eval": {"perplexity": {"source": "text.txt", "sequence_length": 32, "max_chunks": 2}},
+}
+
+
+class Bars(Silent):
+    """A reporter that notes which bars were opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def task(self, name: str, total: float, unit: str = ""):
+        self.opened.append(name)
+        return super().task(name, total, unit)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a text, and a workspace with a run of all stages."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
+    for file in locate("demo")[0].glob("tokenizer*"):
+        shutil.copy(file, folder / "base")
+    lines = [f"def add_{number}(x): return x + {number}\n" for number in range(200)]
+    (folder / "text.txt").write_text("".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of that folder."""
+    folder = tmp_path / "here"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(
+    *stages: str,
+    name: str = "r",
+    force: bool = False,
+    reporter: Silent | None = None,
+    changes: dict[str, Any] | None = None,
+) -> list[StageOutcome]:
+    """Run stages, all if none is named; ``changes`` are settings by their dotted keys."""
+    settings = json.loads(json.dumps({**SETTINGS, "model": {"path": "base"}}))
+    for key, value in (changes or {}).items():
+        *sections, last = key.split(".")
+        section = settings
+        for part in sections:
+            section = section[part]
+        section[last] = value
+    config = SppConfig.model_validate(settings)
+    return run_stages(stages or STAGES, config, reporter or Silent(), run=name, force=force)
+
+
+def states(name: str = "r") -> dict[str, str]:
+    stages = run_status(Workspace("workspace").run(name))["stages"]
+    return {stage: found["state"] for stage, found in stages.items()}
+
+
+def digest(stage: str, name: str = "r") -> str:
+    manifest = Workspace("workspace").run(name).manifest(stage)
+    assert manifest is not None
+    return manifest.output_digest
+
+
+def skipped(outcomes: list[StageOutcome]) -> list[str]:
+    return [outcome.stage for outcome in outcomes if outcome.skipped]
+
+
+def test_what_is_up_to_date_is_skipped():
+    assert states() == dict.fromkeys(STAGES, "done")
+    reporter = Bars()
+    assert skipped(run(reporter=reporter)) == list(STAGES)
+    assert reporter.opened == []
+
+
+def test_force_makes_anew_and_the_same_settings_give_the_same_bytes():
+    before = {stage: digest(stage) for stage in STAGES}
+    assert skipped(run(force=True)) == []
+    assert {stage: digest(stage) for stage in STAGES} == before
+
+
+def test_another_run_of_the_same_settings_has_the_same_results():
+    outcomes = run(name="other")
+    assert skipped(outcomes) == []
+    assert [digest(stage, "other") for stage in STAGES] == [digest(stage) for stage in STAGES]
+
+
+def test_a_new_prune_makes_what_follows_stale_until_it_is_made_anew():
+    run("prune", force=True, changes={"prune.sparsity": 0.6})
+    assert states() == {"prune": "done", "finetune": "stale", "merge": "stale", "eval": "stale"}
+    with pytest.raises(WorkspaceError, match=r"merge needs a finetuned model.*stale: its prune"):
+        run("merge")
+    assert skipped(run(changes={"prune.sparsity": 0.6})) == ["prune"]
+    assert states() == dict.fromkeys(STAGES, "done")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "was", "becomes"),
+    [
+        ("prune", "prune.sparsity", 0.5, 0.6),
+        ("finetune", "finetune.learning_rate", 0.01, 0.02),
+        ("merge", "merge.check_length", 8, 16),
+        ("prune", "seed", 0, 1),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference_and_change_nothing(
+    stage, key, was, becomes
+):
+    before = digest(stage)
+    with pytest.raises(WorkspaceError) as refusal:
+        run(stage, changes={key: becomes})
+    assert f"with other settings: {key}: {was} → {becomes}. Add --force" in str(refusal.value)
+    assert digest(stage) == before
+    assert states() == dict.fromkeys(STAGES, "done")
+
+
+def test_another_dense_model_is_refused_like_another_setting():
+    make_model("llama", Path("base"), torch.bfloat16, vocab_size=4096, intermediate_size=128)
+    with pytest.raises(WorkspaceError, match=r"other settings: model\.digest: \w+ → \w+"):
+        run("prune")
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.device", "cpu"), ("prune.offload", "disk")])
+def test_where_it_runs_is_no_setting_of_the_result(key, value):
+    stages = ["prune", "finetune", "merge"]
+    assert skipped(run(*stages, changes={key: value})) == stages
+
+
+def test_a_changed_text_is_read_anew_by_every_stage_that_reads_it():
+    text = Path("text.txt")
+    text.write_text(text.read_text().replace("add", "sub"))
+    before = digest("prune")
+    assert skipped(run()) == []
+    assert digest("prune") != before
+    assert states() == dict.fromkeys(STAGES, "done")
+
+
+def test_the_dense_model_is_measured_once_for_all_runs():
+    reporter = Bars()
+    run("prune", name="other", changes={"prune.sparsity": 0.6})
+    run("eval", name="other", reporter=reporter)
+    assert reporter.opened == ["perplexity@32"]  # of the pruned model alone
+    run("eval", name="other", reporter=reporter, changes={"eval.perplexity.max_chunks": 1})
+    assert reporter.opened == ["perplexity@32"] * 3  # of both, on another text
+
+
+def test_an_evaluation_of_other_stages_adds_to_what_is_there():
+    run("prune", name="other")
+    run("eval", name="other", changes={"eval.stages": ["dense"]})
+    (outcome,) = run("eval", name="other", changes={"eval.stages": ["prune"]})
+    models = json.loads((outcome.folder / "results.json").read_text())["models"]
+    assert list(models) == ["dense", "prune"]
+
+
+def test_a_stage_without_what_it_reads_says_what_to_run_and_creates_nothing():
+    with pytest.raises(
+        WorkspaceError, match=r"finetune needs a pruned model, and run new has none"
+    ):
+        run("finetune", name="new")
+    assert not Path("workspace/new").exists()
+
+
+def test_a_loss_of_nan_leaves_the_earlier_adapter_as_it_was():
+    before = digest("finetune")
+    wild = {"finetune.learning_rate": 1e30, "finetune.max_grad_norm": 1e30}
+    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at step \d"):
+        run("finetune", force=True, changes=wild)
+    assert digest("finetune") == before
+    assert states() == dict.fromkeys(STAGES, "done")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_status_tells_how_far_a_killed_stage_had_come_and_it_ends_as_if_never_killed(monkeypatch):
+    def dying(trainer: finetune.AdapterTrainer) -> int:
+        raise Killed
+
+    run("prune", name="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.AdapterTrainer, "load_best", dying)
+        with pytest.raises(Killed):
+            run("finetune", name="other")
+    status = run_status(Workspace("workspace").run("other"))["stages"]["finetune"]
+    assert status == {"state": "partial", "progress": {"done": 4, "total": 4, "unit": "steps"}}
+    (outcome,) = run("finetune", name="other")
+    undisturbed = Workspace("workspace").run("r").manifest("finetune")
+    assert undisturbed is not None
+    assert outcome.manifest.metrics == undisturbed.metrics
+    assert outcome.manifest.output_digest == undisturbed.output_digest
