@@ -107,8 +107,9 @@ def _run_stage(
                 module = importlib.import_module(MODULES[stage])
                 result = module.run(config, sources, partial, reporter)
         except SppError as error:
-            # What is wrong with a model is so the next time, too; a full disk may have room then.
-            run.abandon(stage, for_good=isinstance(error, ModelError))
+            # A broken dense model is so the next time, too; a full disk may have room then.
+            hopeless = stage == "prune" and isinstance(error, ModelError)
+            run.abandon(stage, for_good=hopeless)
             raise
         manifest = run.publish(
             stage,
