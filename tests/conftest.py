@@ -36,6 +36,14 @@ OPT = {
     "vocab_size": 128,
 }
 
+GEMMA3 = {
+    **COMMON,
+    **HEADS,
+    "head_dim": 16,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],  # each with its own rotary table
+}
+
 # name → config class and its settings; each becomes a model of some 100 k parameters
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", {**COMMON, **HEADS}),
@@ -53,8 +61,10 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "stablelm": ("StableLmConfig", {**COMMON, **HEADS}),
     "olmo2": ("Olmo2Config", {**COMMON, **HEADS}),
     "cohere": ("CohereConfig", {**COMMON, **HEADS}),
-    "gemma3": ("Gemma3TextConfig", {**COMMON, **HEADS, "head_dim": 16, "sliding_window": 8}),
+    "gemma3": ("Gemma3TextConfig", GEMMA3),
     "phi": ("PhiConfig", {**COMMON, **HEADS}),
+    "openai-gpt": ("OpenAIGPTConfig", {k: v for k, v in GPT2.items() if k != "n_inner"}),
+    "mixtral": ("MixtralConfig", {**COMMON, **HEADS, "num_local_experts": 4}),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spp_cli.errors import ModelError
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.decoder import Decoder
 
@@ -42,11 +43,15 @@ def capture_calls(
     Blocks differ in what they are called with (masks of sliding windows, rotary embeddings of two
     kinds, names and positions of arguments), so each call is recorded as it is. The blocks
     themselves are stepped over, but for one run of the first, which shows the form in which they
-    return: a bare tensor or a tuple.
+    return: a bare tensor, a tuple or a list.
+
+    Raises:
+        ModelError: some block does not take what the one before it returns, as it is.
     """
     calls = BlockCalls(hidden_states, [[] for _ in decoder.blocks])
     original = decoder.blocks[0].forward
     form: list[Any] = []
+    passed: list[Tensor] = []  # what each block returned for the batch at hand
 
     def stand_in(index: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -58,10 +63,15 @@ def capture_calls(
                 hidden_states = kwargs.pop("hidden_states")
             if index == 0:
                 calls.hidden_states.append(hidden_states)
+            elif not (len(passed) == index and _equal(passed[-1], hidden_states)):
+                raise _not_a_chain(decoder)
+            passed.append(hidden_states)
             known = calls.arguments[index - 1][-1:] + calls.arguments[index][:1]
             calls.arguments[index].append(
                 _share((args, kwargs), [t for k in known for t in _leaves(k)])
             )
+            if isinstance(form[0], list):
+                return [hidden_states, *form[0][1:]]
             return (hidden_states, *form[0][1:]) if isinstance(form[0], tuple) else hidden_states
 
         return forward
@@ -70,7 +80,10 @@ def capture_calls(
         block.forward = stand_in(index)
     try:
         for input_ids in batches:
+            passed.clear()
             decoder.model.base_model(input_ids, use_cache=False)
+            if len(passed) != len(decoder.blocks):
+                raise _not_a_chain(decoder)
     finally:
         for block in decoder.blocks:
             del block.forward
@@ -78,8 +91,21 @@ def capture_calls(
 
 
 def _first(output: Any) -> Tensor:
-    first: Tensor = output[0] if isinstance(output, tuple) else output
+    first: Tensor = output[0] if isinstance(output, tuple | list) else output
     return first
+
+
+def _not_a_chain(decoder: Decoder) -> ModelError:
+    return ModelError(
+        f"the blocks of a {decoder.model.config.model_type} model ({decoder.path}) are not one "
+        "chain, each called once with what the one before it gives, so none can be run alone. "
+        "Only --method magnitude prunes it"
+    )
+
+
+def _equal(known: Tensor, tensor: Tensor) -> bool:
+    same_kind = known.shape == tensor.shape and known.dtype == tensor.dtype
+    return known is tensor or (same_kind and torch.equal(known, tensor))
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -96,11 +122,7 @@ def _share(value: Any, known: list[Tensor]) -> Any:
     """Replace tensors equal to a known one by that one: all batches have the same masks."""
     if isinstance(value, Tensor):
         for tensor in known:
-            if tensor is value or (
-                tensor.shape == value.shape
-                and tensor.dtype == value.dtype
-                and torch.equal(tensor, value)
-            ):
+            if _equal(tensor, value):
                 return tensor
         return value
     if isinstance(value, tuple | list):

@@ -30,7 +30,8 @@ SINGLE = "model.safetensors"
 # What belongs to a model beside its weights. Everything here is copied byte for byte.
 _COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*.py",
+    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
+    "chat_template*", "*.py",
 )  # fmt: skip
 
 
@@ -56,7 +57,8 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         if (self.folder / INDEX).is_file():
             try:
-                names = sorted(set(self._read_json(self.folder / INDEX)["weight_map"].values()))
+                weight_map = self._read_json(self.folder / INDEX)["weight_map"]
+                names = sorted({str(name) for name in weight_map.values()})
             except (KeyError, AttributeError, TypeError):
                 raise ModelError(
                     f"{self.folder / INDEX} has no weight_map; it is corrupt. Copy it anew"

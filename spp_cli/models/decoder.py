@@ -78,6 +78,19 @@ class Decoder:
         """Return the linear layers of all blocks."""
         return [linear for index in range(len(self.blocks)) for linear in self.linears(index)]
 
+    def outside_linears(self) -> dict[str, int]:
+        """Return the matrices of all blocks that are in no linear layer, and their sizes.
+
+        A mixture of experts often keeps the weights of all experts in one tensor of three axes.
+        """
+        inside = {id(linear.parameter) for linear in self.all_linears()}
+        return {
+            f"{self.path}.{index}.{name}": parameter.numel()
+            for index, block in enumerate(self.blocks)
+            for name, parameter in block.named_parameters()
+            if parameter.dim() > 1 and id(parameter) not in inside
+        }
+
     def place_shell(self, device: torch.device) -> None:
         """Move everything but the blocks to ``device``: embeddings, norms, rotary tables, head."""
         inside = {id(tensor) for block in self.blocks for tensor in _tensors(block)}
@@ -105,9 +118,8 @@ def _find_blocks(model: PreTrainedModel) -> str:
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and not _beside_the_text(path)
     }
-    path = max(
-        sizes, key=sizes.__getitem__, default=""
-    )  # of nested lists the outermost comes first
+    # Of nested lists that hold as much the outermost is taken: it comes first.
+    path = max(sizes, key=sizes.__getitem__, default="")
     if not sizes.get(path):
         raise ModelError(
             f"no decoder blocks with linear layers found in a {model.config.model_type} model"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spp_cli.errors import ConfigError, ModelError, NumericalError
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import BlockCalls, capture_calls
-from spp_cli.models.decoder import Linear
+from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter, Task
 from spp_cli.pruning.method import Pruned, PruningMethod
@@ -25,6 +25,8 @@ from spp_cli.refining.refinement import Refinement
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["PrunedLayer", "Recipe", "check_fits", "prune_blocks"]
+
+_WORTH_A_WARNING = 0.01  # of the weights in the blocks; less is convolutions, routers and the like
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def prune_blocks(
     """
     wanted = {linear.name for linear in linears}
     blocks = len(source.decoder.blocks)
+    _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
     if recipe.statistics():
         source.place_shell(device)
@@ -122,6 +125,17 @@ def prune_blocks(
                     calls.hidden_states[batch] = calls.run(block, index, batch, hidden_states)
             source.free(index)
             progress.advance(1)
+
+
+def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
+    outside = decoder.outside_linears()
+    size = sum(parameter.numel() for block in decoder.blocks for parameter in block.parameters())
+    if (share := sum(outside.values()) / size) > _WORTH_A_WARNING:
+        largest = max(outside, key=outside.__getitem__)
+        reporter.warn(
+            f"{share:.0%} of the weights in the decoder blocks are in no linear layer and stay "
+            f"dense, such as {largest}; sparsity is counted over the linear layers"
+        )
 
 
 def _prune_block(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spp_cli.errors import ModelError
+from spp_cli.errors import ModelError, SppError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
@@ -104,8 +104,9 @@ def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
     """Check every linear in the decoder blocks of a Hugging Face folder.
 
     Against ``pattern`` ("2:4") if it is given, else against what spp recorded beside the model;
-    and against the keep masks if they are there: no pruned weight may be filled. A folder that
-    has neither is only measured.
+    and against the keep masks if they are there: no pruned weight may be filled. Without masks the
+    record still says how many weights of a layer may be non-zero. A folder that has neither is
+    only measured.
 
     Raises:
         ModelError: not a readable checkpoint of a decoder-only model.
@@ -114,43 +115,89 @@ def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
     checkpoint = Checkpoint(path)
     model = empty_model(checkpoint)
     masks = KeepMasks(checkpoint.folder) if (checkpoint.folder / MASKS).exists() else None
-    wanted = parse_pattern(pattern) if pattern else recorded_pattern(checkpoint.folder)
-    layers, problems = [], []
+    record = _read_record(checkpoint.folder)
+    recorded = None if record is None else record.pattern
+    wanted = parse_pattern(pattern) if pattern else recorded
+    pruned = {*(masks or ()), *(record.density if record else ())}
+    layers = []
     for linear in Decoder(model).all_linears():
         stored = checkpoint.stored_name(f"{linear.name}.weight", model.base_model_prefix)
         weight = linear.as_stored(checkpoint.tensor(stored))
-        layer_masks = masks if masks is not None and linear.name in masks else None
-        layer = _check(linear.name, weight, wanted, layer_masks, explicit=bool(pattern))
-        layers.append(layer)
-        if layer.violations:
-            problems.append(f"{layer.name}: {layer.violations} groups violate {wanted}")
-        if layer.filled:
-            problems.append(f"{layer.name}: {layer.filled} pruned weights are not zero")
+        zeros = weight == 0
+        # A layer left out of pruning is held to a pattern only if that is asked for.
+        held_to = wanted if pattern or linear.name in pruned else None
+        filled = _filled(linear.name, zeros, masks, record)
+        layers.append(_report(linear.name, zeros, held_to, filled))
+    problems = [problem for layer in layers for problem in _problems_of(layer, wanted)]
+    if strangers := sorted(pruned - {layer.name for layer in layers}):
+        problems.append(
+            f"{strangers[0]} was pruned, says the record, and is no linear layer of this model"
+        )
     if masks is not None and not masks.is_intact():
         problems.append(f"{MASKS}: its digest is not the one recorded; the file was changed")
+    elif masks is not None and record is not None and masks.digest != record.mask_digest:
+        problems.append(f"{MASKS}: these are not the masks that {RECORD} was written for")
     shown = None if wanted is None else str(wanted)
     return VerifyReport(str(path), shown, masks is not None, tuple(layers), tuple(problems))
 
 
-def _check(
-    name: str, weight: Tensor, pattern: Pattern | None, masks: KeepMasks | None, *, explicit: bool
-) -> LayerReport:
-    zeros = weight == 0
-    filled = 0
-    if masks is not None:
+def _filled(name: str, zeros: Tensor, masks: KeepMasks | None, record: _Record | None) -> int:
+    """Return how many pruned weights of a layer are not zero, as far as is known."""
+    if masks is not None and name in masks:
         keep = masks[name]
-        if keep.shape != weight.shape:
+        if keep.shape != zeros.shape:
             raise ModelError(
-                f"the mask of {name} is {tuple(keep.shape)}, its weight is another shape"
+                f"the mask of {name} is {tuple(keep.shape)}, and its weight {tuple(zeros.shape)}. "
+                "Copy the folder anew, or prune again"
             )
-        filled = int((~(zeros | keep)).sum())
+        return int((~(zeros | keep)).sum())
+    if record is not None and name in record.density:
+        may_stay = round(record.density[name] * zeros.numel())
+        return max(0, zeros.numel() - int(zeros.sum()) - may_stay)
+    return 0
+
+
+def _report(name: str, zeros: Tensor, pattern: Pattern | None, filled: int) -> LayerReport:
+    rows, columns = zeros.shape
     violations = 0
-    # A layer that was excluded from pruning has no mask, and is held to a pattern only if asked.
-    if pattern is not None and (explicit or masks is not None):
-        fits = pattern.misfit(weight.shape[1]) is None
-        violations = pattern.violations(zeros) if fits else weight.shape[0]
-    rows, columns = weight.shape
-    return LayerReport(name, (rows, columns), zeros.float().mean().item(), violations, filled)
+    if pattern is not None:
+        fits = pattern.misfit(columns) is None
+        violations = pattern.violations(zeros) if fits else rows
+    sparsity = int(zeros.sum()) / zeros.numel()
+    return LayerReport(name, (rows, columns), sparsity, violations, filled)
+
+
+def _problems_of(layer: LayerReport, pattern: Pattern | None) -> list[str]:
+    problems = []
+    if layer.violations:
+        problems.append(f"{layer.name}: {layer.violations} groups violate {pattern}")
+    if layer.filled:
+        problems.append(f"{layer.name}: {layer.filled} pruned weights are not zero")
+    return problems
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What spp_sparsity.json says: the pattern, the share that stays of each pruned layer."""
+
+    pattern: Pattern
+    density: Mapping[str, float]
+    mask_digest: str
+
+
+def _read_record(folder: Path) -> _Record | None:
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        pattern = str(record["pattern"])
+        density = {str(name): float(share) for name, share in record["density"].items()}
+        kind, _, share = pattern.partition(" ")
+        known = Unstructured(float(share)) if kind == "unstructured" else parse_pattern(pattern)
+        return _Record(known, density, str(record["mask_digest"]))
+    except (SppError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is corrupt: {error}. Copy it anew, or prune again") from error
 
 
 def recorded_pattern(folder: Path) -> Pattern | None:
@@ -159,16 +206,8 @@ def recorded_pattern(folder: Path) -> Pattern | None:
     Raises:
         ModelError: the record is corrupt.
     """
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_bytes())
-        if str(record["pattern"]).startswith("unstructured"):
-            return Unstructured(record["sparsity"])
-        return parse_pattern(record["pattern"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is corrupt: {error}. Copy it anew, or prune again") from error
+    record = _read_record(folder)
+    return None if record is None else record.pattern
 
 
 def _count_bits(packed: Tensor) -> int:

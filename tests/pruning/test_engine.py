@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
+from conftest import make_model
 from transformers import AutoModelForCausalLM
 
 from spp_cli.errors import ConfigError, ModelError, NumericalError
 from spp_cli.models.activations import ActivationStore
-from spp_cli.models.calls import capture_calls
-from spp_cli.models.decoder import Decoder, Linear, select
+from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.models.streaming import ResidentModel
 from spp_cli.progress import Silent
 from spp_cli.pruning import engine
@@ -27,11 +26,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def load(tmp_path):
-    """Return a maker of tiny models; the same family gives the same weights."""
+    """Return a maker of tiny models in float32; the same family gives the same weights."""
 
-    def make(family: str):
-        folder = make_model(family, tmp_path / family)
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
+    def make(family: str, stored: torch.dtype = torch.float32):
+        folder = make_model(family, tmp_path / family, stored)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     return make
 
@@ -40,8 +39,19 @@ def tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
     return torch.randint(3, 128, (samples, length), generator=torch.Generator().manual_seed(0))
 
 
+def recipe(
+    method: PruningMethod, pattern: Pattern, stored: torch.dtype = torch.float32
+) -> engine.Recipe:
+    return engine.Recipe(method, NoRefinement(), pattern, stored_dtype=lambda name: stored)
+
+
 def prune_with_engine(
-    model, method: PruningMethod, pattern: Pattern, batch_size: int = 2, leave_out: str = "-"
+    model,
+    method: PruningMethod,
+    pattern: Pattern,
+    batch_size: int = 2,
+    leave_out: str = "-",
+    reporter: Silent | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the masks by name; the model is pruned in place."""
     source = ResidentModel(model)
@@ -50,10 +60,10 @@ def prune_with_engine(
         source,
         tokens().split(batch_size),
         linears,
-        engine.Recipe(method, NoRefinement(), pattern, stored_dtype=lambda name: torch.float32),
+        recipe(method, pattern),
         device=CPU,
         activations=ActivationStore("device", CPU),
-        reporter=Silent(),
+        reporter=reporter or Silent(),
     )
     return {layer.linear.name: layer.keep for _, layers in pruned for layer in layers}
 
@@ -104,42 +114,61 @@ def test_it_prunes_as_a_plain_walk_over_the_whole_model_does(family, method, loa
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_blocks_run_alone_give_what_the_whole_model_computes(family, load):
-    model = load(family)
-    decoder = Decoder(model)
-    outputs: list[torch.Tensor] = []
-    handle = decoder.blocks[-1].register_forward_hook(
-        lambda module, args, output: outputs.append(
-            output[0] if isinstance(output, tuple) else output
-        )
+def test_the_text_flows_on_as_it_will_through_the_model_that_is_stored(load, tmp_path):
+    model = load("gemma2", torch.bfloat16)  # computed in float32, stored in bfloat16
+    source = ResidentModel(model)
+    activations = ActivationStore("device", CPU)
+    walk = engine.prune_blocks(
+        source,
+        tokens().split(2),
+        source.decoder.all_linears(),
+        recipe(SparseGPT(block_size=32), NofM(2, 4), torch.bfloat16),
+        device=CPU,
+        activations=activations,
+        reporter=Silent(),
     )
-    batches = tokens().split(4)  # the last is smaller
-    for batch in batches:
-        model(batch)
-    handle.remove()
-    calls = capture_calls(decoder, batches, ActivationStore("device", CPU))
-    for batch, expected in enumerate(outputs):
-        hidden_states = calls.hidden_states[batch]
-        for index, block in enumerate(decoder.blocks):
-            hidden_states = calls.run(block, index, batch, hidden_states)
-        torch.testing.assert_close(hidden_states, expected, rtol=1e-4, atol=1e-5)
+    weights = {layer.linear.name: layer.weight for _, layers in walk for layer in layers}
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "stored")
+
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "stored", dtype=torch.float32)
+    received: list[torch.Tensor] = []
+    last = Decoder(reloaded).blocks[-1]
+    last.register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    for batch, input_ids in enumerate(tokens().split(2)):
+        reloaded.eval()(input_ids)
+        torch.testing.assert_close(activations[batch], received[batch], rtol=1e-5, atol=1e-6)
+    for linear in Decoder(reloaded).all_linears():
+        assert torch.equal(linear.weight, weights[linear.name].float())
 
 
-def test_equal_masks_are_kept_once_however_many_batches_there_are(load):
-    decoder = Decoder(load("gemma2"))
-    with torch.no_grad():
-        calls = capture_calls(decoder, tokens(8).split(2), ActivationStore("device", CPU))
-    leaves = [
-        value
-        for block in calls.arguments
-        for _, keywords in block
-        for value in keywords.values()
-        if isinstance(value, torch.Tensor) and value.dim() == 4
-    ]
-    assert len(leaves) == 8  # one mask for each of four batches and two blocks
-    assert len({mask.data_ptr() for mask in leaves}) == 2  # sliding and full attention
+def test_one_block_at_a_time_is_brought_and_freed(load):
+    events: list[tuple[str, int]] = []
+
+    class Watched(ResidentModel):
+        def load(self, index, device):
+            events.append(("load", index))
+            return super().load(index, device)
+
+        def free(self, index):
+            events.append(("free", index))
+            super().free(index)
+
+    source = Watched(load("llama"))
+    linears = source.decoder.all_linears()
+    for _ in engine.prune_blocks(
+        source,
+        tokens().split(2),
+        linears,
+        recipe(Wanda(), NofM(2, 4)),
+        device=CPU,
+        activations=ActivationStore("device", CPU),
+        reporter=Silent(),
+    ):
+        pass
+    first = ("load", 0)  # its forward shows how blocks return
+    assert events == [first, ("load", 0), ("free", 0), ("load", 1), ("free", 1)]
 
 
 def test_linears_with_the_same_input_share_one_statistic(load, monkeypatch):
@@ -201,12 +230,15 @@ def test_a_width_that_does_not_divide_is_refused_before_anything_runs(load):
         engine.check_fits(linears, Wanda(), NofM(2, 5))
 
 
-def test_globs_choose_linears_by_their_names_or_the_ends_of_them(load):
-    linears = Decoder(load("llama")).all_linears()
-    chosen = select(linears, ["*.mlp.*", "q_proj"], ["layers.0.*"])
-    assert [linear.name.removeprefix("model.layers.") for linear in chosen] == [
-        "1.self_attn.q_proj",
-        "1.mlp.gate_proj",
-        "1.mlp.up_proj",
-        "1.mlp.down_proj",
-    ]
+def test_weights_that_no_linear_holds_are_told_to_stay_dense(load):
+    reporter = Silent()
+    model, dense = load("mixtral"), load("mixtral")
+    prune_with_engine(model, Magnitude(), Unstructured(0.5), reporter=reporter)
+    (warning,) = reporter.warnings
+    assert "86% of the weights in the decoder blocks are in no linear layer" in warning
+    assert "such as model.layers.0.mlp.experts.gate_up_proj" in warning
+    experts = [found.model.layers[0].mlp.experts.gate_up_proj for found in (model, dense)]
+    assert torch.equal(*experts)
+
+    prune_with_engine(load("llama"), Magnitude(), Unstructured(0.5), reporter=(quiet := Silent()))
+    assert not quiet.warnings

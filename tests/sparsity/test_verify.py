@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 from spp_cli.config import SppConfig
+from spp_cli.errors import ModelError
 from spp_cli.progress import Silent
 from spp_cli.sparsity.masks import FILE_NAME
-from spp_cli.sparsity.verify import RECORD, verify_folder
+from spp_cli.sparsity.verify import RECORD, recorded_pattern, verify_folder
 from spp_cli.stages import prune
 from spp_cli.stages.stage import Sources
 
@@ -86,6 +88,87 @@ def test_an_excluded_layer_is_held_to_a_pattern_only_if_that_is_asked(pruned):
         "model.layers.0.mlp.up_proj",
         LAYER,
     }
+
+
+def test_without_masks_the_record_still_says_how_much_may_stay(pruned):
+    folder = pruned(sparsity=0.6)
+    (folder / FILE_NAME).unlink()
+    report = verify_folder(folder)
+    assert (report.ok, report.pattern, report.masks) == (True, "unstructured 0.6", False)
+    change_weight(folder, lambda weight: weight.masked_fill_(weight == 0, 1.0))
+    removed = 96 * 64 * 6 // 10
+    assert verify_folder(folder).problems == (f"{LAYER}: {removed} pruned weights are not zero",)
+
+
+def test_without_masks_the_recorded_pattern_still_holds_what_was_pruned(pruned):
+    folder = pruned(pattern="2:4", exclude=["down_proj"])
+    (folder / FILE_NAME).unlink()
+    assert verify_folder(folder).ok
+
+    def move_one(weight):  # as many zeros as before, but three of the first four are none
+        first, second = weight[0, :4], weight[0, 4:8]
+        first[(first == 0).nonzero()[0]] = 1.0
+        second[second.nonzero()[0]] = 0.0
+
+    change_weight(folder, move_one)
+    assert verify_folder(folder).problems == (f"{LAYER}: 1 groups violate 2:4",)
+
+
+def test_sparsity_is_counted_to_the_element(pruned):
+    report = verify_folder(pruned(sparsity=0.6))
+    for layer in report.layers:
+        rows, columns = layer.shape
+        removed = rows * columns * 6 // 10  # magnitude ranks a whole layer
+        assert layer.sparsity == removed / (rows * columns)
+
+
+def test_masks_of_another_pruning_are_noticed(pruned):
+    folder = pruned(pattern="2:4")
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**record, "mask_digest": "0" * 64}))
+    problems = (f"{FILE_NAME}: these are not the masks that {RECORD} was written for",)
+    assert verify_folder(folder).problems == problems
+
+
+def test_a_pruned_layer_that_the_model_has_not_is_named(pruned):
+    folder = pruned(pattern="2:4")
+    (folder / FILE_NAME).unlink()
+    record = json.loads((folder / RECORD).read_text())
+    record["density"]["model.layers.9.mlp.up_proj"] = 0.5
+    (folder / RECORD).write_text(json.dumps(record))
+    (problem,) = verify_folder(folder).problems
+    assert problem.startswith("model.layers.9.mlp.up_proj was pruned, says the record, and is no")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pattern": "5:4"},
+        {"pattern": "unstructured"},
+        {"pattern": None},
+        {"density": []},
+        {"density": {"a": "much"}},
+    ],
+)
+def test_a_record_that_is_damaged_is_named_on_one_line(change, pruned):
+    folder = pruned(pattern="2:4")
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**record, **change}))
+    with pytest.raises(ModelError, match=r"spp_sparsity\.json is corrupt: .*Copy it anew") as error:
+        verify_folder(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_the_recorded_pattern_is_the_one_that_was_asked_for(pruned):
+    folder = pruned(sparsity=0.123)  # of 4096 weights ⌊503.8⌋ go, which is less
+    assert str(recorded_pattern(folder)) == "unstructured 0.123"
+
+
+def test_a_width_that_does_not_divide_violates_in_every_row(tmp_path):
+    report = verify_folder(make_model("llama", tmp_path / "dense"), "2:5")
+    assert [layer.violations for layer in report.layers] == [
+        layer.shape[0] for layer in report.layers
+    ]
 
 
 def test_masks_that_were_changed_are_noticed(pruned):
