@@ -29,6 +29,7 @@ class KeepBest(TrainerCallback):
     def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
         self.folder = folder
         self._save = save
+        self._has_ended = False
 
     def best(self) -> dict[str, Any]:
         """Return ``loss`` and ``step`` of the adapter in the folder; a loss of infinity if none."""
@@ -40,6 +41,8 @@ class KeepBest(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
         loss = metrics["eval_loss"]
+        if self._has_ended:
+            return  # that is the best one itself, measured again
         if state.is_world_process_zero and loss < self.best()["loss"]:
             unfinished = self.folder.with_suffix(".writing")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -48,6 +51,9 @@ class KeepBest(TrainerCallback):
             (unfinished / "best.json").write_text(json.dumps(record))
             shutil.rmtree(self.folder, ignore_errors=True)
             unfinished.rename(self.folder)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._has_ended = True
 
 
 class Progress(TrainerCallback):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,28 +44,28 @@ def finish(command: str, workspace: Path, *more: str) -> None:
 
 
 def outputs(workspace: Path) -> dict[str, str]:
-    """Return the digest of what each finished stage left; of an evaluation the results."""
+    """Return the digest of what each finished stage left; an error if one is damaged."""
     run = Workspace(workspace).run("r")
-    found = {}
-    for stage in COMMANDS:
-        manifest = run.manifest(stage)  # raises if a finished stage is damaged
-        if manifest is None:
-            continue
-        if stage == "finetune":  # its log has seconds in it
-            found[stage] = (run.folder / stage / "adapter.safetensors").read_bytes().hex()
-        elif stage == "eval":
-            results = json.loads((run.folder / stage / "results.json").read_bytes())
-            found[stage] = json.dumps(
-                {name: model["results"] for name, model in results["models"].items()}
-            )
-        else:
-            found[stage] = manifest.output_digest
+    manifests = {stage: run.manifest(stage) for stage in COMMANDS}
+    return {stage: found.output_digest for stage, found in manifests.items() if found}
+
+
+def marks(pattern: str, folder: Path) -> set[tuple[str, int]]:
+    """Return the files of this pattern, each with its time of change."""
+    found = set()
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # replaced or removed at this moment
+            found.add((path.name, path.stat().st_mtime_ns))
     return found
 
 
 def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> None:
-    """Return when a file of this pattern is there, or the process has ended."""
-    while process.poll() is None and not any(folder.glob(pattern)):
+    """Return when the process has written a file of this pattern, or has ended.
+
+    Files that an earlier kill left behind do not count.
+    """
+    before = marks(pattern, folder)
+    while process.poll() is None and marks(pattern, folder) <= before:
         time.sleep(0.005)
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 
+from spp_cli.adapters.attach import save_adapter
+from spp_cli.adapters.spp import SPP
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import locate
 from spp_cli.progress import Silent
 from spp_cli.stages import evaluate, prune
 from spp_cli.stages.evaluate import RESULTS, evaluate_folder
+from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Sources
 
 
@@ -114,3 +117,36 @@ def test_any_folder_gives_the_numbers_of_its_stage(sources, tmp_path):
     alone = evaluate_folder(config_of("perplexity"), tmp_path / "prune", Silent())
     (model,) = alone["models"].values()
     assert model["results"] == document["models"]["prune"]["results"]
+
+
+def test_a_python_without_some_of_the_test_text_is_a_warning_for_the_embedded_model(
+    demo_folder, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "missing_modules", lambda part: ("calendar.py",))
+    reporter = Silent()
+    evaluate_folder(config_of("perplexity"), demo_folder, reporter)
+    assert reporter.warnings == [
+        "this Python lacks calendar.py of the embedded model's test text; "
+        "its numbers do not compare with those of other machines"
+    ]
+
+
+def test_an_adapter_counts_as_what_it_merges_into(sources, tmp_path):
+    finetuned = tmp_path / "finetune"
+    sparse = pruned_model(tmp_path / "prune", dtype=None, trust_remote_code=False)
+    names = sparse.attach(SPP(), ("*",), ())
+    description = {
+        "adapter": SPP().model_dump(mode="json"),
+        "layers": names,
+        "mask_digest": sparse.masks.digest,
+    }
+    save_adapter(sparse.model, finetuned, description)
+    sources.stages["finetune"] = finetuned
+    sources.digests["finetune"] = "f"
+    document, _ = run(config_of("perplexity"), sources, tmp_path / "eval")
+    pruned, adapted = document["models"]["prune"], document["models"]["finetune"]
+    for figure in ("sparsity", "parameters", "nonzero_parameters"):
+        assert adapted[figure] == pruned[figure]
+    # A new adapter is the identity.
+    nats = pruned["results"]["perplexity@32"]["nats"]
+    assert adapted["results"]["perplexity@32"]["nats"] == pytest.approx(nats, rel=1e-6)

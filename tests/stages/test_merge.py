@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import spp_cli.adapters
@@ -16,7 +18,7 @@ from spp_cli.adapters.attach import save_adapter
 from spp_cli.adapters.spp import SPP, SPPLinear
 from spp_cli.config import SppConfig
 from spp_cli.errors import CheckFailed, ModelError
-from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.progress import Silent
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.verify import RECORD, verify_folder
@@ -67,6 +69,8 @@ def adapted(root: Path, dtype: torch.dtype = torch.float32, method: SPP | None =
     """Return the sources of a merge: a tiny model, pruned, with an adapter that does something."""
     method = method or SPP()
     dense = make_model("llama", root / "dense", dtype)
+    for file in locate("demo")[0].glob("tokenizer*"):  # it goes on, though nothing reads it here
+        shutil.copy(file, dense)
     sources = Sources(dense, False, {"prune": root / "prune", "finetune": root / "finetune"})
     (root / "prune").mkdir()
     settings = {"prune": {"method": "magnitude", "pattern": "2:8"}}
@@ -118,8 +122,11 @@ def test_zeros_masks_config_and_what_has_no_adapter_go_on_unchanged(tmp_path, dt
         assert torch.equal(old, new) != is_adapted, name
     assert KeepMasks(tmp_path / "merge").digest == KeepMasks(tmp_path / "prune").digest
     assert result.mask_digest == KeepMasks(tmp_path / "prune").digest
-    for name in ("config.json", "generation_config.json", RECORD):
+    companions = ("config.json", "generation_config.json", "tokenizer.json", RECORD)
+    for name in companions:
         assert (tmp_path / "merge" / name).read_bytes() == (tmp_path / "prune" / name).read_bytes()
+    for name in companions[:-1]:
+        assert (tmp_path / "merge" / name).read_bytes() == (tmp_path / "dense" / name).read_bytes()
     assert verify_folder(tmp_path / "merge", "2:8").ok
 
 
@@ -158,8 +165,6 @@ def test_an_adapter_that_explodes_is_refused(tmp_path):
 def test_kept_weights_that_round_to_zero_are_counted(tmp_path):
     sources = adapted(tmp_path, torch.float16)
     path = tmp_path / "finetune" / "adapter.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(path)
     name = "model.layers.0.self_attn.q_proj"
     tensors[f"{name}.A"].fill_(1.0)

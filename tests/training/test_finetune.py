@@ -270,6 +270,9 @@ def test_the_lowest_validation_loss_decides_and_the_pruned_model_counts_as_step_
         state = SimpleNamespace(is_world_process_zero=True, global_step=step)
         best.on_evaluate(None, state, None, {"eval_loss": loss})
         assert best.best() == ({"loss": 3.0, "step": 0} if step < 10 else {"loss": 2.0, "step": 10})
+    best.on_train_end(None, state, None)
+    best.on_evaluate(None, state, None, {"eval_loss": 1.0})  # of the best itself, by noise lower
+    assert best.best() == {"loss": 2.0, "step": 10}
     assert len(saved) == 2
 
 
