@@ -54,7 +54,9 @@ class TensorFile:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is not a JSON object")
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         self._start = 8 + length
         self._entries = header

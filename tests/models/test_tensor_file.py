@@ -47,6 +47,14 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     assert TensorFile(path).names() == ["a", "b"]
 
 
+@pytest.mark.parametrize("header", [b"[]", b"5", b"null"])
+def test_a_header_that_is_no_object_is_refused(header, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="not a JSON object"):
+        TensorFile(path)
+
+
 def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.randn(100)}, path)
