@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def make_model(
     config = getattr(transformers, name)(**arguments, bos_token_id=1, eos_token_id=2)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
     model.save_pretrained(folder)
+    return folder
+
+
+def add_tokenizer(folder: Path) -> Path:
+    """Put the embedded tokenizer beside a model; the model's vocabulary has to be 4096."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(locate("demo")[0] / name, folder / name)
     return folder
 
 

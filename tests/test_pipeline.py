@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import add_tokenizer, make_model
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError, WorkspaceError
-from spp_cli.models.checkpoint import locate
 from spp_cli.pipeline import StageOutcome, run_stages
 from spp_cli.progress import Silent
 from spp_cli.stages import finetune
@@ -51,8 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text, and a workspace with a run of all stages."""
     folder = tmp_path_factory.mktemp("finished")
     make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
-    for file in locate("demo")[0].glob("tokenizer*"):
-        shutil.copy(file, folder / "base")
+    add_tokenizer(folder / "base")
     lines = [f"def add_{number}(x): return x + {number}\n" for number in range(200)]
     (folder / "text.txt").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ from spp_cli.data.tokens import check_vocabulary
 from spp_cli.errors import DataError, NumericalError
 from spp_cli.progress import Reporter
 
-__all__ = ["Perplexity", "perplexity"]
+__all__ = ["Perplexity", "exp_nats", "perplexity"]
 
 LOGITS_AT_ONCE = 2**28  # elements: one sequence of 2048 tokens with a vocabulary of 128k
 TOKENS_AT_ONCE = 256  # whose logits are float32 at the same time
@@ -70,11 +70,11 @@ def perplexity(model: Any, tokens: Tensor, *, batch_size: int, reporter: Reporte
                             "computes NaN or infinity. Try --dtype float32, or check its weights"
                         )
                 total, done = total + sum(losses), done + len(losses)
-                task.advance(len(losses), f"{_exp(total / (done * (length - 1))):.2f}")
+                task.advance(len(losses), f"{exp_nats(total / (done * (length - 1))):.2f}")
     finally:
         model.train(training)
     predicted = chunks * (length - 1)
-    return Perplexity(_exp(total / predicted), total / predicted, predicted, length)
+    return Perplexity(exp_nats(total / predicted), total / predicted, predicted, length)
 
 
 def _losses(model: Any, batch: Tensor) -> Tensor:
@@ -91,6 +91,6 @@ def _losses(model: Any, batch: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def _exp(nats: float) -> float:
+def exp_nats(nats: float) -> float:
     """Return exp(nats), infinity where a float cannot hold it."""
     return math.exp(nats) if nats < 709 else math.inf

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -104,17 +105,21 @@ def load_model(
 
 
 def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the model of a checkpoint without its weights, on the meta device.
+    """Return the model of a checkpoint without its weights: they are on the meta device.
+
+    Buffers are real: tables of rotary embeddings, for example, are in no checkpoint.
 
     Raises:
         ModelError: not a decoder-only language model.
     """
     config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
-    with quiet(), torch.device("meta"):
+    with quiet(), init_empty_weights(include_buffers=False):
         try:
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         except (*_BAD_CONFIG, RuntimeError, ImportError) as error:
             raise ModelError(f"{checkpoint.folder} cannot be built: {_one_line(error)}") from error
+    model.tie_weights()  # what is moved to the meta device one by one is no longer the same
+    return model.eval()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:

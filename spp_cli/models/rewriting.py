@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spp_cli.models.checkpoint import INDEX, SINGLE, Checkpoint
 from spp_cli.models.decoder import Decoder
-from spp_cli.models.tensor_file import TensorFile, write_tensors
+from spp_cli.models.tensor_file import Layout, TensorFile, write_tensors
 
 __all__ = ["CheckpointRewriter"]
 
@@ -55,12 +55,13 @@ class CheckpointRewriter:
     def write(self, shard: int, replaced: Mapping[str, Tensor]) -> None:
         """Write the tensors of one block, those of ``replaced`` (by stored name) in their place."""
 
+        layouts = {name: self._layout(name) for name in self._names[shard]}
+
         def read(name: str) -> Tensor:
             tensor = replaced[name] if name in replaced else self._source.tensor(name)
-            cast = self._dtype is not None and tensor.is_floating_point()
-            return tensor.to(self._dtype) if cast else tensor
+            return tensor.to(layouts[name][1])
 
-        write_tensors(self._path(shard), self._names[shard], read, _METADATA)
+        write_tensors(self._path(shard), layouts, read, _METADATA)
 
     def read(self, name: str) -> Tensor:
         """Return a stored tensor: as written if its shard is, else as in the source."""
@@ -74,9 +75,9 @@ class CheckpointRewriter:
         homes = {name: file for file in files for name in file.names()}
         size = sum(file.path.stat().st_size for file in files)
         if size < _JOIN_BELOW:
-            names = list(self._source.locations)
+            layouts = {name: homes[name].layout(name) for name in self._source.locations}
             write_tensors(
-                self._target / SINGLE, names, lambda name: homes[name].read(name), _METADATA
+                self._target / SINGLE, layouts, lambda name: homes[name].read(name), _METADATA
             )
             for file in files:
                 file.path.unlink()
@@ -86,6 +87,12 @@ class CheckpointRewriter:
             "weight_map": {name: file.path.name for name, file in homes.items()},
         }
         (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _layout(self, name: str) -> Layout:
+        """Return shape and type of a tensor as it will be written."""
+        stored = self._source.dtype(name)
+        cast = self._dtype if self._dtype is not None and stored.is_floating_point else stored
+        return self._source.shape(name), cast
 
     def _path(self, shard: int) -> Path:
         return self._target / f"model-{shard + 1:05d}-of-{len(self._names):05d}.safetensors"

@@ -8,14 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
-from spp_cli.models.loading import load_config, load_model, quiet
+from spp_cli.models.loading import empty_model, load_model
 
 __all__ = ["BlockSource", "ResidentModel", "StreamedModel", "open_model"]
 
@@ -72,14 +71,9 @@ class StreamedModel(BlockSource):
         dtype: torch.dtype | None,
         trust_remote_code: bool,
     ) -> None:
-        config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
-        # Buffers are computed for real: tables of rotary embeddings are in no checkpoint.
-        with quiet(), init_empty_weights(include_buffers=False):
-            self.model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
-            ).eval()
+        self.model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
         self.decoder = Decoder(self.model)
-        self._dtype = dtype or getattr(config.get_text_config(), "dtype", None)
+        self._dtype = dtype or getattr(self.model.config.get_text_config(), "dtype", None)
         self._read: Callable[[str], Tensor] = checkpoint.tensor
         self._stored_names = self._match(checkpoint)
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TensorFile", "write_tensors"]
+__all__ = ["Layout", "TensorFile", "bytes_of", "layout_of", "write_tensors"]
+
+Layout = tuple[tuple[int, ...], torch.dtype]  # shape and type
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -87,6 +89,10 @@ class TensorFile:
         """Return a tensor's type without reading it."""
         return _DTYPES[self._entries[name]["dtype"]]
 
+    def layout(self, name: str) -> Layout:
+        """Return a tensor's shape and type without reading it."""
+        return self.shape(name), self.dtype(name)
+
     def read(self, name: str) -> Tensor:
         """Return one tensor, in memory of its own.
 
@@ -109,21 +115,21 @@ class TensorFile:
 
 def write_tensors(
     path: Path,
-    names: Iterable[str],
+    layouts: Mapping[str, Layout],
     read: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
     """Write the tensors that ``read`` returns, one at a time; a kill leaves all of it or nothing.
 
-    Each is read twice, first for its shape and type. Equal contents make equal files.
+    ``layouts`` tells the shape and type of each beforehand, so that each is read only once. Equal
+    contents make equal files.
     """
     unfinished = path.with_name(f".{path.name}.writing")
-    entries: dict[str, dict[str, Any]] = {}
-    widths: dict[str, int] = {}
-    for name in names:
-        tensor = read(name)
-        entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape)}
-        widths[name] = tensor.itemsize
+    entries: dict[str, dict[str, Any]] = {
+        name: {"dtype": _CODES[dtype], "shape": list(shape)}
+        for name, (shape, dtype) in layouts.items()
+    }
+    widths = {name: dtype.itemsize for name, (_, dtype) in layouts.items()}
     # The widest types come first, so that every tensor begins on a multiple of its own width.
     order = sorted(entries, key=lambda name: -widths[name])
     offset = 0
@@ -137,10 +143,17 @@ def write_tensors(
     with unfinished.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in order:
-            stream.write(bytes_of(read(name).contiguous()))
+            tensor = read(name)
+            assert layout_of(tensor) == (tuple(layouts[name][0]), layouts[name][1]), name
+            stream.write(bytes_of(tensor.contiguous()))
         stream.flush()
         os.fsync(stream.fileno())
     unfinished.replace(path)
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """Return shape and type of a tensor in memory."""
+    return tuple(tensor.shape), tensor.dtype
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def pack(keep: Tensor) -> Tensor:
     bits = keep.flatten().to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
     return (bits * _BIT_VALUES.to(bits.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def packed_size(shape: tuple[int, ...]) -> int:
+    """Return the bytes that ``pack`` makes of a mask of ``shape``."""
+    return -(-math.prod(shape) // 8)
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
@@ -48,7 +54,8 @@ def save_masks(
     digest = mask_digest(packed, shapes)
     described = {"digest": digest, "shapes": {name: list(shape) for name, shape in shapes.items()}}
     metadata = {"keep_masks": json.dumps(described)}
-    write_tensors(folder / FILE_NAME, packed, packed.__getitem__, metadata)
+    layouts = {name: ((packed_size(shapes[name]),), torch.uint8) for name in packed}
+    write_tensors(folder / FILE_NAME, layouts, packed.__getitem__, metadata)
     return digest
 
 

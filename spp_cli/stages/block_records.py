@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spp_cli.models.tensor_file import TensorFile, write_tensors
+from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.pruning.engine import PrunedLayer
 from spp_cli.sparsity.masks import LazyMapping, pack
 
@@ -31,7 +31,8 @@ class BlockRecords:
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         metadata = {"layers": json.dumps(described)}
-        write_tensors(self._path(block), packed, packed.__getitem__, metadata)
+        layouts = {name: layout_of(bits) for name, bits in packed.items()}
+        write_tensors(self._path(block), layouts, packed.__getitem__, metadata)
 
     def is_done(self, block: int) -> bool:
         """Whether a block was recorded, and the record is whole."""

@@ -150,7 +150,7 @@ class _Measure:
 
         results: dict[str, Any] = {}
         if "perplexity" in settings.tasks:
-            tokens = _text(settings, tokenizer, Checkpoint(folder), demo)
+            tokens = _text(settings, tokenizer, folder, demo)
             length = tokens.tokens.shape[1]
             results[f"perplexity@{length}"] = self._remembered(
                 {"task": "perplexity", "tokens": tokens.digest},
@@ -195,10 +195,10 @@ class _Measure:
         return value
 
 
-def _text(settings: EvalConfig, tokenizer: Any, checkpoint: Checkpoint, demo: bool) -> TokenSet:
+def _text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bool) -> TokenSet:
     length = resolve_length(
         settings.perplexity.sequence_length,
-        load_config(checkpoint.folder),
+        load_config(folder),
         setting="eval.perplexity.sequence_length",
     )
     return evaluation_tokens(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from spp_cli.adapters.attach import save_adapter
 from spp_cli.config import SppConfig
 from spp_cli.data.instructions import Rows, training_rows
 from spp_cli.data.tokens import check_vocabulary, resolve_length
+from spp_cli.evaluation.perplexity import exp_nats
 from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import PROGRESS, RESUME
@@ -88,14 +88,14 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     after = trainer.evaluate()["eval_loss"]
     save_adapter(sparse.model, target, description)
     reporter.say(
-        f"validation perplexity: {math.exp(before):.2f} before, {math.exp(after):.2f} after"
+        f"validation perplexity: {exp_nats(before):.2f} before, {exp_nats(after):.2f} after"
     )
     return Result(
         {
             "validation_loss_before": before,
             "validation_loss_after": after,
-            "validation_perplexity_before": math.exp(before),
-            "validation_perplexity_after": math.exp(after),
+            "validation_perplexity_before": exp_nats(before),
+            "validation_perplexity_after": exp_nats(after),
             "train_loss": trainer.mean_loss(),
             "steps": trainer.state.global_step,
             "best_step": best_step,

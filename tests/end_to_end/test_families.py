@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
+from conftest import FAMILIES, add_tokenizer, make_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spp_cli.config import SppConfig
-from spp_cli.models.checkpoint import Checkpoint, locate
+from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.progress import Silent
 from spp_cli.sparsity.verify import verify_folder
@@ -33,8 +32,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory):
         if family not in made:
             folder = tmp_path_factory.mktemp("dense") / family
             made[family] = make_model(family, folder, vocab_size=4096)
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(locate("demo")[0] / name, folder / name)
+            add_tokenizer(folder)
         return made[family]
 
     return make

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import add_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -163,8 +164,7 @@ def test_a_tokenizer_is_asked_for_by_name(
     with pytest.raises(ModelError, match="has no usable tokenizer") as error:
         load_tokenizer(folder)
     assert "\n" not in str(error.value)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_folder / name, folder)
+    add_tokenizer(folder)
     tokenizer = load_tokenizer(folder)
     assert len(tokenizer) == 4096
     assert tokenizer.decode(tokenizer("def f(): pass")["input_ids"]).endswith("def f(): pass")

@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import make_model
+from conftest import add_tokenizer, make_model
 
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.adapters.spp import SPP
 from spp_cli.config import SppConfig
-from spp_cli.models.checkpoint import locate
 from spp_cli.progress import Silent
 from spp_cli.stages import evaluate, prune
 from spp_cli.stages.evaluate import RESULTS, evaluate_folder
@@ -36,8 +35,7 @@ class Counting(Silent):
 def sources(tmp_path: Path) -> Sources:
     """A tiny dense model with the embedded tokenizer, and the same pruned."""
     dense = make_model("llama", tmp_path / "dense", vocab_size=4096)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (dense / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    add_tokenizer(dense)
     (tmp_path / "prune").mkdir()
     settings = SppConfig.model_validate({"prune": {"method": "magnitude", "pattern": "2:4"}})
     prune.run(settings, Sources(dense, True), tmp_path / "prune", Silent())

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import add_tokenizer, make_model
 
 from spp_cli.config import SppConfig
-from spp_cli.models.checkpoint import Checkpoint, locate
+from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from spp_cli.progress import Silent
@@ -37,8 +37,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bfloat16 Llama of four blocks with the embedded tokenizer."""
     folder = tmp_path_factory.mktemp("dense") / "model"
     make_model("llama", folder, torch.bfloat16, vocab_size=4096, num_hidden_layers=BLOCKS)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    add_tokenizer(folder)
     return folder
 
 

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import add_tokenizer, make_model
 from safetensors.torch import load_file
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError
-from spp_cli.models.checkpoint import locate
 from spp_cli.progress import Silent
 from spp_cli.stages import finetune, prune
 from spp_cli.stages.stage import Result, Sources
@@ -54,8 +53,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """A tiny Llama with the embedded tokenizer, pruned at 2:4."""
     root = tmp_path_factory.mktemp("pruned")
     dense = make_model("llama", root / "dense", vocab_size=4096)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (dense / name).write_bytes((locate("demo")[0] / name).read_bytes())
+    add_tokenizer(dense)
     (root / "prune").mkdir()
     pattern = {"method": "magnitude", "pattern": "2:4"}
     prune.run(
