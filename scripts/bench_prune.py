@@ -1,80 +1,167 @@
-"""Measure spp prune: how its memory grows with the model, and what it costs in forward passes.
+"""Measure spp prune: what it costs in forward passes, and how its memory grows with the model.
 
+    python scripts/bench_prune.py --speed      each method and order, as multiples of a forward pass
     python scripts/bench_prune.py --memory     peak memory for 4, 16 and 64 blocks of one size
-    python scripts/bench_prune.py --speed      seconds of each method as multiples of a forward pass
+    python scripts/bench_prune.py --json       the ratios of --speed at 50 %, as JSON
 
-Random Llamas, made in a temporary folder; nothing is downloaded. Ratios count, seconds do not.
+A random Llama, made in a temporary folder; nothing is downloaded. Ratios count, seconds do not: the
+forward pass is that of the calibration text through the decoder blocks, measured in the same run
+before and after each method. The time of a method is that of the whole stage: reading, statistics,
+pruning, masks, writing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 512, 1408, 4096
-SAMPLES, LENGTH, BATCH = 16, 512, 4
-METHODS = ("magnitude", "wanda", "sparsegpt")
+VOCABULARY = 4096
+CASES = (
+    ("magnitude", "two-pass"),
+    ("wanda", "one-pass"),
+    ("wanda", "two-pass"),
+    ("sparsegpt", "one-pass"),
+    ("sparsegpt", "two-pass"),
+)
 
 
-def make_model(folder: Path, blocks: int) -> None:
-    """Save a random bfloat16 Llama of ``blocks`` blocks with the embedded tokenizer."""
-    import shutil
+@dataclass(frozen=True)
+class Shape:
+    """A Llama and its calibration text."""
 
+    blocks: int
+    hidden: int
+    samples: int
+    length: int
+    batch: int
+    dtype: str
+    device: str
+
+    @property
+    def intermediate(self) -> int:
+        return self.hidden * 11 // 4
+
+
+SPEED_ON_CPU = Shape(4, 1024, 32, 512, 4, "float32", "cpu")
+SPEED_ON_GPU = Shape(8, 4096, 128, 2048, 4, "bfloat16", "cuda")
+MEMORY = Shape(4, 512, 16, 512, 4, "bfloat16", "cpu")
+
+
+def make_model(folder: Path, shape: Shape) -> None:
+    """Save a random Llama with the embedded tokenizer, and calibration tokens for it."""
     import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from spp_cli.models.checkpoint import locate
 
     torch.manual_seed(0)
+    heads = shape.hidden // 64
     config = LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=blocks,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         vocab_size=VOCABULARY,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=shape.length,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    dtype = getattr(torch, shape.dtype)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(locate("demo")[0] / name, folder / name)
+    tokens = torch.randint(3, VOCABULARY, (shape.samples, shape.length))
+    save_file({"tokens": tokens}, folder / "tokens.safetensors")
 
 
-def prune(folder: Path, method: str) -> float:
-    """Prune a model through the stage itself, at 2:4; return the seconds it took."""
+def prune(folder: Path, shape: Shape, method: str, order: str, pattern: str) -> float:
+    """Prune a model through the stage itself; return the seconds it took."""
     from spp_cli.config import SppConfig
     from spp_cli.progress import Silent
     from spp_cli.stages import prune
     from spp_cli.stages.stage import Sources
 
-    calibration = {"samples": SAMPLES, "sequence_length": LENGTH, "batch_size": BATCH}
+    how = {"sparsity": 0.5} if pattern == "unstructured" else {}
+    calibration = {
+        "source": str(folder / "tokens.safetensors"),
+        "samples": shape.samples,
+        "sequence_length": shape.length,
+        "batch_size": shape.batch,
+    }
+    settings = {"method": method, "order": order, "pattern": pattern, "calibration": calibration}
     config = SppConfig.model_validate(
-        {"prune": {"method": method, "pattern": "2:4", "calibration": calibration}}
+        {"model": {"device": shape.device}, "prune": {**settings, **how}}
     )
-    with tempfile.TemporaryDirectory() as target:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as target:
         begun = time.perf_counter()
-        prune.run(config, Sources(folder, True), Path(target), Silent())
+        prune.run(config, Sources(folder, False), Path(target), Silent())
         return time.perf_counter() - begun
 
 
-def forward(folder: Path) -> float:
-    """Return the seconds of one forward pass of the calibration text, without the head."""
-    import torch
-    from transformers import AutoModelForCausalLM
+class ForwardPass:
+    """The calibration text through the decoder blocks of the dense model, nothing else."""
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = torch.randint(3, VOCABULARY, (SAMPLES, LENGTH))
-    with torch.no_grad():
-        model.base_model(tokens[:BATCH])
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._device = shape.device
+        dtype = torch.float32 if shape.device == "cpu" else getattr(torch, shape.dtype)
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self._model.to(shape.device)
+        tokens = torch.randint(3, VOCABULARY, (shape.samples, shape.length), device=shape.device)
+        self._batches = tokens.split(shape.batch)
+        self._pass(self._batches[:1])  # warms up
+
+    def seconds(self) -> float:
         begun = time.perf_counter()
-        for batch in tokens.split(BATCH):
-            model.base_model(batch, use_cache=False)
-    return time.perf_counter() - begun
+        self._pass(self._batches)
+        return time.perf_counter() - begun
+
+    def _pass(self, batches: Any) -> None:
+        import torch
+
+        with torch.no_grad():
+            for batch in batches:
+                self._model.base_model(batch, use_cache=False)
+        if self._device != "cpu":
+            torch.cuda.synchronize()
+
+
+def speed(root: Path, shape: Shape, patterns: list[str]) -> dict[str, dict[str, Any]]:
+    """Return by pattern, method and order the time in forward passes."""
+    folder = root / "model"
+    make_model(folder, shape)
+    forward = ForwardPass(folder, shape)
+    found: dict[str, dict[str, Any]] = {}
+    for pattern in patterns:
+        ratios = found.setdefault(pattern, {})
+        for method, order in CASES:
+            around = [forward.seconds()]
+            took = prune(folder, shape, method, order, pattern)
+            around.append(forward.seconds())
+            ratio = round(took / statistics.mean(around), 3)
+            if method == "magnitude":
+                ratios[method] = ratio
+            else:
+                ratios.setdefault(method, {})[order] = ratio
+            print(
+                f"{pattern:<12}  {method:<9}  {order if method != 'magnitude' else '':<8}"
+                f"  {ratio:>14.2f}  {took:>8.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return found
 
 
 def in_a_process(*arguments: str) -> list[str]:
@@ -96,35 +183,34 @@ def memory(root: Path) -> None:
         print(f"{blocks:>6}  {size / 2**20:>5.0f} MiB  {int(peak) / 2**10:>7.0f} MiB", flush=True)
 
 
-def speed(root: Path) -> None:
-    """Print the time of each method as a multiple of a forward pass."""
-    folder = root / "model"
-    make_model(folder, 8)
-    passes = forward(folder)
-    print(f"{'method':<10}  forward passes")
-    for method in METHODS:
-        print(f"{method:<10}  {prune(folder, method) / passes:>14.2f}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", action="store_true", help="peak memory by number of blocks")
     parser.add_argument("--speed", action="store_true", help="time in forward passes")
+    parser.add_argument("--json", action="store_true", help="ratios of --speed at 50 %% as JSON")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    shape = SPEED_ON_CPU if arguments.device == "cpu" else SPEED_ON_GPU
     if arguments.make:
-        make_model(arguments.make, arguments.blocks)
+        make_model(arguments.make, Shape(**{**vars(MEMORY), "blocks": arguments.blocks}))
     elif arguments.peak:
-        prune(arguments.peak, "wanda")
+        prune(arguments.peak, MEMORY, "wanda", "two-pass", "2:4")
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     else:
         with tempfile.TemporaryDirectory() as root:
+            if arguments.json:
+                print(json.dumps(speed(Path(root), shape, ["unstructured"])["unstructured"]))
+                return
             if arguments.memory or not arguments.speed:
                 memory(Path(root))
             if arguments.speed or not arguments.memory:
-                speed(Path(root))
+                print(
+                    "pattern       method     order     forward passes   seconds", file=sys.stderr
+                )
+                speed(Path(root), shape, ["unstructured", "2:4"])
 
 
 if __name__ == "__main__":

@@ -233,6 +233,12 @@ class PruneConfig(Section):
     calibration: CalibrationConfig = Field(
         default_factory=CalibrationConfig, description="The text whose activations guide the method"
     )
+    order: Literal["auto", "one-pass", "two-pass"] = Field(
+        "auto",
+        description="two-pass: statistics of a block from its dense weights, as published; "
+        "one-pass: each linear as soon as its input is there, in less time; auto: one-pass up to a "
+        "sparsity of 50 % if memory allows",
+    )
     offload: Literal["auto", "device", "cpu", "disk"] = Field(
         "auto",
         description="Where activations wait between blocks; auto: on the device if they fit, else "

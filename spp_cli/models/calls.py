@@ -21,16 +21,18 @@ class BlockCalls:
     """What each batch brings to each block.
 
     ``hidden_states``: a batch's input to the first block, (sequences, tokens, hidden_size).
+    ``shapes``: sequences and tokens of each batch.
     ``arguments``: for each block, then each batch, the other arguments of its call.
     """
 
     hidden_states: ActivationStore
+    shapes: list[tuple[int, int]]
     arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
-    def run(self, block: nn.Module, index: int, batch: int, hidden_states: Tensor) -> Tensor:
+    def run(self, block: nn.Module, index: int, batch: int) -> Tensor:
         """Return the output of ``block``, which is the ``index``-th, for one batch."""
         args, kwargs = self.arguments[index][batch]
-        return _first(block(hidden_states, *args, **kwargs))
+        return _first(block(self.hidden_states[batch], *args, **kwargs))
 
 
 def capture_calls(
@@ -48,7 +50,7 @@ def capture_calls(
     Raises:
         ModelError: some block does not take what the one before it returns, as it is.
     """
-    calls = BlockCalls(hidden_states, [[] for _ in decoder.blocks])
+    calls = BlockCalls(hidden_states, [], [[] for _ in decoder.blocks])
     original = decoder.blocks[0].forward
     form: list[Any] = []
     passed: list[Tensor] = []  # what each block returned for the batch at hand
@@ -81,6 +83,8 @@ def capture_calls(
     try:
         for input_ids in batches:
             passed.clear()
+            sequences, length = input_ids.shape
+            calls.shapes.append((sequences, length))
             decoder.model.base_model(input_ids, use_cache=False)
             if len(passed) != len(decoder.blocks):
                 raise _not_a_chain(decoder)

@@ -1,27 +1,25 @@
-"""The engine that all methods share: walk the decoder blocks, collect statistics, prune, go on.
-
-Order of the published methods ("two-pass"): statistics for all linears of a block from its dense
-weights, prune them, run the block again so that the next block sees what it will really receive.
-"""
+"""The engine that all methods share: walk the decoder blocks, prune each, write, go on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spp_cli.errors import ConfigError, ModelError, NumericalError
 from spp_cli.models.activations import ActivationStore
-from spp_cli.models.calls import BlockCalls, capture_calls
+from spp_cli.models.calls import capture_calls
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.models.streaming import BlockSource
-from spp_cli.progress import Reporter, Task
-from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.progress import Reporter
+from spp_cli.pruning.inputs import Known
+from spp_cli.pruning.magnitude import Magnitude
+from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.orders import Group, Order
 from spp_cli.pruning.statistics import Statistic
-from spp_cli.refining.refinement import Refinement
+from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["PrunedLayer", "Recipe", "check_fits", "prune_blocks"]
@@ -46,15 +44,15 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are chosen, the same for all layers.
+    """How weights are chosen, by one method in all layers.
 
-    ``stored_dtype`` is the type in which the weight of a name will be stored: the text flows on
-    through the weight as rounded to it.
+    ``patterns`` has that of each linear by name. ``stored_dtype`` is the type in which the weight
+    of a name will be stored: the text flows on through the weight as rounded to it.
     """
 
     method: PruningMethod
     refinement: Refinement
-    pattern: Pattern
+    patterns: Mapping[str, Pattern]
     stored_dtype: Callable[[str], torch.dtype]
 
     def statistics(self) -> list[type[Statistic]]:
@@ -63,15 +61,18 @@ class Recipe:
         return list(dict.fromkeys(kind for kind in asked if kind is not None))
 
 
-def check_fits(linears: Sequence[Linear], method: PruningMethod, pattern: Pattern) -> None:
+def check_fits(
+    linears: Sequence[Linear], method: PruningMethod, patterns: Mapping[str, Pattern]
+) -> None:
     """Refuse, before anything is computed, what cannot be pruned.
 
     Raises:
         ConfigError: the pattern suits not the method, or not the width of a layer.
     """
-    if problem := method.misfit(pattern):
-        raise ConfigError(f"prune.method {method.name}: {problem}")
     for linear in linears:
+        pattern = patterns[linear.name]
+        if problem := method.misfit(pattern):
+            raise ConfigError(f"prune.method {method.name}: {problem}")
         if problem := pattern.misfit(linear.in_features):
             raise ConfigError(f"prune.pattern is {str(pattern)!r}; {linear.name} {problem}")
 
@@ -83,6 +84,7 @@ def prune_blocks(
     linears: Sequence[Linear],
     recipe: Recipe,
     *,
+    order: Order,
     device: torch.device,
     activations: ActivationStore,
     done: int = 0,
@@ -91,6 +93,7 @@ def prune_blocks(
     """Prune ``linears`` block by block, and yield each block's index and layers as it is done.
 
     Args:
+        order: when each linear of a block is pruned, and what text it sees before.
         source: brings one block at a time to ``device``.
         batches: calibration tokens, (sequences, tokens) each; unused if nothing asks for them.
         activations: where the hidden states of the batches are kept between blocks; empty.
@@ -105,7 +108,7 @@ def prune_blocks(
     blocks = len(source.decoder.blocks)
     _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
-    if recipe.statistics():
+    if kinds := recipe.statistics():
         source.place_shell(device)
         source.load(0, device)
         placed = (batch.to(device) for batch in batches)
@@ -115,14 +118,23 @@ def prune_blocks(
             if index < done and calls is None:
                 progress.advance(1)
                 continue
-            block = source.load(index, device)
+            block, is_last = source.load(index, device), index + 1 == blocks
+            chosen = [linear for linear in source.decoder.linears(index) if linear.name in wanted]
             if index >= done:
-                chosen = [lin for lin in source.decoder.linears(index) if lin.name in wanted]
-                yield index, _prune_block(block, index, chosen, calls, recipe, progress)
-            if calls is not None and index + 1 < blocks:
-                for batch in range(len(calls.hidden_states)):
-                    hidden_states = calls.hidden_states[batch]
-                    calls.hidden_states[batch] = calls.run(block, index, batch, hidden_states)
+                groups: Iterable[Group] = (
+                    order.groups(block, index, chosen, calls, kinds, is_last=is_last)
+                    if calls
+                    else [([linear], None) for linear in chosen]
+                )
+                layers: dict[str, PrunedLayer] = {}
+                for linears_of_one_input, known in groups:
+                    pruned = _prune_group(linears_of_one_input, known, recipe, reporter)
+                    layers |= {layer.linear.name: layer for layer in pruned}
+                    progress.advance(0, detail=linears_of_one_input[-1].name)
+                yield index, [layers[linear.name] for linear in chosen]
+            elif calls and not is_last:
+                for batch in range(len(calls.shapes)):
+                    calls.hidden_states[batch] = calls.run(block, index, batch)
             source.free(index)
             progress.advance(1)
 
@@ -138,123 +150,34 @@ def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
         )
 
 
-def _prune_block(
-    block: nn.Module,
-    index: int,
-    linears: Sequence[Linear],
-    calls: BlockCalls | None,
-    recipe: Recipe,
-    progress: Task,
+def _prune_group(
+    linears: Sequence[Linear], known: Known | None, recipe: Recipe, reporter: Reporter
 ) -> list[PrunedLayer]:
-    """Prune linears of one block in place; what those with one input share is prepared once."""
-    known = _collect(block, index, linears, calls, recipe.statistics()) if calls else {}
-    layers = []
-    for linear in linears:
-        inputs = known.get(linear.name)
-        if inputs is not None and not inputs.is_prepared:
-            sharing = [other.name for other in linears if known[other.name] is inputs]
-            inputs.prepare(recipe.method, ", ".join(sharing))
-        pruned = _prune_linear(linear, inputs, recipe)
-        weight = pruned.weight.to(recipe.stored_dtype(linear.name))
-        linear.weight.copy_(weight)
-        layers.append(PrunedLayer(linear, weight.cpu(), pruned.keep.cpu(), pruned.record))
-        progress.advance(0, detail=linear.name)
-    return layers
-
-
-def _prune_linear(linear: Linear, inputs: Known | None, recipe: Recipe) -> Pruned:
-    weight = linear.weight.float()
-    if not weight.isfinite().all():
-        raise ModelError(
-            f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
-        )
-    method, refinement = recipe.method, recipe.refinement
-    pruned = method.prune(weight, inputs and inputs.prepared, recipe.pattern)
-    pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), recipe.pattern)
-    if not pruned.weight.isfinite().all():
-        raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
-    assert not pruned.weight[~pruned.keep].count_nonzero(), linear.name
-    return pruned
-
-
-def _collect(
-    block: nn.Module,
-    index: int,
-    linears: Sequence[Linear],
-    calls: BlockCalls,
-    kinds: Iterable[type[Statistic]],
-) -> dict[str, Known]:
-    """Run the calibration text through one block; return what is known of each linear's inputs.
-
-    Linears that are called with the very same tensor, such as q, k and v, have one object in
-    common: their statistics are computed once. Which they are is seen in the first batch.
-    """
-    leader_of_input: dict[tuple[int, int], str] = {}
-    seen: list[Tensor] = []  # kept for as long as their addresses identify them
-    leaders: dict[str, str] = {}
-    known: dict[str, Known] = {}
-
-    def hook_for(linear: Linear) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0]
-            if linear.name not in leaders:
-                seen.append(inputs)
-                identity = (id(inputs), inputs._version)
-                leaders[linear.name] = leader_of_input.setdefault(identity, linear.name)
-            if leaders[linear.name] == linear.name:
-                if linear.name not in known:
-                    width, device = linear.in_features, inputs.device
-                    known[linear.name] = Known({kind: kind(width, device) for kind in kinds})
-                rows = inputs.reshape(-1, inputs.shape[-1]).float()
-                for statistic in known[linear.name].statistics.values():
-                    statistic.update(rows, samples=len(hidden_states))
-
-        return hook
-
-    hooks = [linear.module.register_forward_pre_hook(hook_for(linear)) for linear in linears]
-    try:
-        for batch in range(len(calls.hidden_states)):
-            hidden_states = calls.hidden_states[batch]
-            calls.run(block, index, batch, hidden_states)
-            seen.clear()
-            leader_of_input.clear()
-    finally:
-        for handle in hooks:
-            handle.remove()
-    unused = [linear.name for linear in linears if linear.name not in leaders]
-    if unused:
-        raise ModelError(
-            f"no calibration text reached {unused[0]}, so it cannot be pruned by its inputs. "
-            "Leave it out with prune.exclude"
-        )
-    return {linear.name: known[leaders[linear.name]] for linear in linears}
-
-
-class Known:
-    """What is known of one input: its statistics by kind, and what the method made of its own."""
-
-    def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
-        self.statistics = statistics
-        self.prepared: Any = None
-        self.is_prepared = False
-
-    def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
-        """Return the statistic that a method or a refinement asks for."""
-        return self.statistics[asking.statistic] if asking.statistic else None
-
-    def prepare(self, method: PruningMethod, names: str) -> None:
-        """Let ``method`` make of its statistic what all linears with this input, ``names``, share.
-
-        Raises:
-            NumericalError: NaN or infinity among the inputs, or the method cannot.
-        """
-        if not all(statistic.is_finite() for statistic in self.statistics.values()):
-            raise NumericalError(
-                f"the inputs of {names} hold NaN or infinity. Try --dtype float32; "
-                "if that does not help, the model or its input is damaged"
+    """Prune, in place, linears that read one input."""
+    method, refinement, record = recipe.method, recipe.refinement, {}
+    names = ", ".join(linear.name for linear in linears)
+    if known is None and recipe.statistics():
+        method, refinement, record = Magnitude(), NoRefinement(), {"tokens": 0}
+        reporter.warn(f"no calibration text reached {names}: pruned by magnitude")
+    weights = [linear.weight.float() for linear in linears]
+    for linear, weight in zip(linears, weights, strict=True):
+        if not weight.isfinite().all():
+            raise ModelError(
+                f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
             )
-        try:
-            self.prepared = method.prepare(self.of(method))
-        except NumericalError as error:
-            raise NumericalError(f"{names}: {error}") from error
-        self.is_prepared = True
+    patterns = [recipe.patterns[linear.name] for linear in linears]
+    prepared = known.prepare(method, names) if known else None
+    results = method.prune_together(weights, prepared, patterns)
+    statistic = known.of(refinement) if known else None
+    layers = []
+    for linear, weight, pattern, pruned in zip(linears, weights, patterns, results, strict=True):
+        refined = refinement.apply(weight, pruned, statistic, pattern)
+        if not refined.weight.isfinite().all():
+            raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
+        assert not refined.weight[~refined.keep].count_nonzero(), linear.name
+        stored = refined.weight.to(recipe.stored_dtype(linear.name))
+        linear.weight.copy_(stored)
+        layers.append(
+            PrunedLayer(linear, stored.cpu(), refined.keep.cpu(), {**refined.record, **record})
+        )
+    return layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -51,6 +51,16 @@ class PruningMethod(Section):
             pattern: decides, from scores, what stays.
         """
         raise NotImplementedError
+
+    def prune_together(
+        self, weights: Sequence[Tensor], prepared: Any, patterns: Sequence[Pattern]
+    ) -> list[Pruned]:
+        """Return ``prune`` of each of the layers that read one input.
+
+        A method that gains from it solves the rows of all layers at once, to the same result.
+        """
+        pairs = zip(weights, patterns, strict=True)
+        return [self.prune(weight, prepared, pattern) for weight, pattern in pairs]
 
     def misfit(self, pattern: Pattern) -> str | None:
         """Return why the method cannot prune to ``pattern``; None if it can."""

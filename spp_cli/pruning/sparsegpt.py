@@ -5,6 +5,7 @@ Frantar & Alistarh 2023, arXiv:2301.00774.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import NofM, Pattern
 
 __all__ = ["Factor", "SparseGPT"]
+
+_NEAR = 32  # columns
 
 
 class Factor(NamedTuple):
@@ -78,38 +81,73 @@ class SparseGPT(PruningMethod):
         )
 
     def prune(self, weight: Tensor, prepared: Factor, pattern: Pattern) -> Pruned:
-        """Return the pruned and compensated weight (out_features, in_features) and its mask.
+        """Return the pruned and compensated weight (out_features, in_features) and its mask."""
+        return self.prune_together([weight], prepared, [pattern])[0]
+
+    def prune_together(
+        self, weights: Sequence[Tensor], prepared: Factor, patterns: Sequence[Pattern]
+    ) -> list[Pruned]:
+        """Return ``prune`` of each layer; the rows of all are solved at once.
 
         For each column j: e = (w − q)/U_jj, where q is w with its pruned entries zero; then
         W_:,k −= e · U_jk for all k > j. Unstructured masks are chosen for ``block_size`` columns at
         once by W²/U_jj²; those of N:M at each group's first column, from the weights as they are
         then. The recorded loss is Σ e² / 2.
+
+        An update reaches a few columns at once; what it does to the rest of the block, and to the
+        columns behind it, waits to be done for many columns in one matrix product.
         """
         U, dead, damping = prepared
-        columns = weight.T.clone(
-            memory_format=torch.contiguous_format
-        )  # (in_features, out_features): a column lies in one piece
+        rows = [len(weight) for weight in weights]
+        # (in_features, out_features of all layers), so that a column lies in one piece
+        columns = torch.cat(list(weights)).T.contiguous()
         columns[dead] = 0
-        keep = torch.ones_like(columns, dtype=torch.bool)
-        group = pattern.of if isinstance(pattern, NofM) else self.block_size
-        loss = weight.new_zeros(())  # stays on the device: a number read here would stall a GPU
-        for start in range(0, len(columns), self.block_size):
-            end = min(start + self.block_size, len(columns))
-            errors = torch.empty_like(columns[start:end])
-            for j in range(start, end):
-                if (j - start) % group == 0:
-                    chosen = slice(j, min(j + group, end))
-                    scores = (columns[chosen] / U.diagonal()[chosen, None]).square()
-                    keep[chosen] = pattern.keep(scores.T, within="layer").T
-                kept = columns[j].masked_fill(~keep[j], 0.0)
-                error = (columns[j] - kept) / U[j, j]
-                columns[j:end] -= torch.outer(U[j, j:end], error)
-                columns[j] = kept
-                errors[j - start] = error
-            columns[end:] -= U[start:end, end:].T @ errors
-            loss += errors.square().sum() / 2
-        record = {"loss": loss.item(), "damping": damping}
-        return Pruned(columns.T.contiguous(), keep.T.contiguous(), record)
+        pivots = U.diagonal()[:, None]
+        keep = torch.empty_like(columns, dtype=torch.bool)
+        loss = columns.new_zeros(columns.shape[1])  # a number read here would stall a GPU
+        together, near = self._widths(patterns[0])
+        for block in _slices(0, len(columns), self.block_size):
+            errors = torch.empty_like(columns[block])
+            for first in _slices(block.start, block.stop, near):
+                for j in range(first.start, first.stop):
+                    if (j - block.start) % together == 0:
+                        chosen = slice(j, min(j + together, block.stop))
+                        scores = (columns[chosen] / pivots[chosen]).square_().split(rows, dim=1)
+                        keep[chosen] = _keep(scores, patterns)
+                        share = (~keep[chosen]) / pivots[chosen]  # 0 for what stays
+                    error = errors[j - block.start]
+                    torch.mul(columns[j], share[j - chosen.start], out=error)
+                    columns[j + 1 : first.stop].addr_(U[j, j + 1 : first.stop], error, alpha=-1)
+                done = errors[first.start - block.start : first.stop - block.start]
+                rest = slice(first.stop, block.stop)
+                columns[rest].addmm_(U[first, rest].T, done, alpha=-1)
+            columns[block.stop :].addmm_(U[block, block.stop :].T, errors, alpha=-1)
+            loss += errors.square().sum(dim=0) / 2
+        columns.masked_fill_(~keep, 0.0)
+        return [
+            Pruned(w.T.contiguous(), k.T.contiguous(), {"loss": e.sum().item(), "damping": damping})
+            for w, k, e in zip(
+                columns.split(rows, 1), keep.split(rows, 1), loss.split(rows), strict=True
+            )
+        ]
+
+    def _widths(self, pattern: Pattern) -> tuple[int, int]:
+        """Return for how many columns a mask is chosen at once, and how far an update reaches."""
+        if not isinstance(pattern, NofM):
+            return self.block_size, _NEAR
+        # All that came before has reached a group when its mask is chosen.
+        return pattern.of, pattern.of * max(_NEAR // pattern.of, 1)
+
+
+def _keep(scores: Sequence[Tensor], patterns: Sequence[Pattern]) -> Tensor:
+    """Return the masks of some columns of each layer: (columns, out_features), side by side."""
+    pairs = zip(scores, patterns, strict=True)
+    return torch.cat([pattern.keep(each.T, within="layer").T for each, pattern in pairs], dim=1)
+
+
+def _slices(start: int, stop: int, width: int) -> Iterator[slice]:
+    for first in range(start, stop, width):
+        yield slice(first, min(first + width, stop))
 
 
 def _upper_factor_of_inverse(H: Tensor) -> Tensor | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+_NARROWEST_PANEL = 256
 
 __all__ = ["Gram", "InputNorm", "Moments", "Statistic"]
 
@@ -18,7 +21,11 @@ class Statistic(ABC):
 
     @abstractmethod
     def update(self, inputs: Tensor, samples: int) -> None:
-        """Count in ``inputs`` (tokens, in_features), float32, that ``samples`` sequences gave."""
+        """Count in ``inputs`` (sequences, tokens, in_features), float32.
+
+        ``samples`` is the number of sequences that gave them; ``inputs`` has fewer where it holds
+        tokens from here and there.
+        """
 
     @abstractmethod
     def is_finite(self) -> bool:
@@ -33,7 +40,7 @@ class InputNorm(Statistic):
         self._total = torch.zeros(in_features, device=device)
 
     def update(self, inputs: Tensor, samples: int) -> None:
-        self._total += inputs.square().sum(dim=0)
+        self._total += inputs.square().sum(dim=(0, 1))
         self.samples += samples
 
     def is_finite(self) -> bool:
@@ -52,21 +59,35 @@ class Gram(Statistic):
         self._total = torch.zeros(in_features, in_features, device=device)
 
     def update(self, inputs: Tensor, samples: int) -> None:
-        self._total.addmm_(inputs.T, inputs)
+        rows = inputs.flatten(0, 1)
+        for start, end in self._panels():
+            self._total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
         self.samples += samples
+
+    def _panels(self) -> Iterator[tuple[int, int]]:
+        """Yield the rows of each panel; what is left of a panel's own columns is not computed.
+
+        With four panels that is three eighths of the products.
+        """
+        size = len(self._total)
+        width = max(_NARROWEST_PANEL, -(-size // 4))
+        for start in range(0, size, width):
+            yield start, min(start + width, size)
 
     def is_finite(self) -> bool:
         return bool(self._total.isfinite().all())
 
     def hessian(self) -> Tensor:
         """Return a new tensor (in_features, in_features)."""
-        return self._total * (2 / self.samples)
+        upper = self._total.triu() * (2 / self.samples)
+        return upper + upper.triu(1).T
 
 
 class Moments(InputNorm):
     """Sum over tokens, averaged over samples, and variance of each input: (in_features,) both.
 
-    The variance is the mean over samples of each sequence's own (population) variance.
+    The variance is the mean over samples of each sequence's own (population) variance; tokens from
+    here and there count as one sequence.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -76,9 +97,8 @@ class Moments(InputNorm):
 
     def update(self, inputs: Tensor, samples: int) -> None:
         super().update(inputs, samples)
-        sequences = inputs.view(samples, -1, inputs.shape[-1])
-        self._sum += inputs.sum(dim=0)
-        self._variance += sequences.var(dim=1, correction=0).sum(dim=0)
+        self._sum += inputs.sum(dim=(0, 1))
+        self._variance += inputs.var(dim=1, correction=0).mean(dim=0) * samples
 
     def mean(self) -> Tensor:
         """Return the sum over a sequence's tokens, averaged over samples."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
+from spp_cli.pruning.orders import ORDERS, choose_order
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
@@ -48,7 +51,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     decoder, blocks = model.decoder, len(model.decoder.blocks)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
-    check_fits(linears, settings.method, pattern)
+    patterns = {linear.name: pattern for linear in linears}
+    check_fits(linears, settings.method, patterns)
     stored_as = {
         linear.name: source.stored_name(f"{linear.name}.weight", model.model.base_model_prefix)
         for linear in linears
@@ -56,7 +60,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     recipe = Recipe(
         settings.method,
         settings.refine,
-        pattern,
+        patterns,
         stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
     )
     calibration = _calibration(config, recipe, sources, model.model.config, reporter)
@@ -71,12 +75,24 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         model.read_from(rewriter.read)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
+    order: str = settings.order
+    if order == "auto":
+        # As a pruning that was interrupted began, so that its blocks are all of one kind.
+        order = _remembered(target, "order") or choose_order(
+            pattern.sparsity,
+            sum(batch.numel() for batch in batches),
+            [linear.in_features for linear in decoder.linears(0)],
+            device,
+        )
+    progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
+    write_json(target / PROGRESS, progress)
     activations = _activations(config, batches, model.model, device, target / RESUME)
     for block, layers in prune_blocks(
         model,
         batches,
         linears,
         recipe,
+        order=ORDERS[order](),
         device=device,
         activations=activations,
         done=done,
@@ -87,7 +103,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         }
         rewriter.write(block, replaced)
         records.write(block, layers)
-        write_json(target / PROGRESS, {"done": block + 1, "total": blocks, "unit": "blocks"})
+        write_json(target / PROGRESS, {**progress, "done": block + 1})
 
     rewriter.finish()
     copy_companions(sources.model, target, None if cast_to is None else config.model.dtype)
@@ -99,6 +115,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         {
             "sparsity": overall,
             "linears": len(linears),
+            "order": order if batches else None,
             "layers": figures,
             "calibration": _described(calibration),
         },
@@ -121,6 +138,13 @@ def _calibration(
     check_vocabulary(int(tokens.tokens.max()), model_config)
     reporter.say(f"calibration: {len(tokens.tokens)} × {length} tokens of {tokens.source}")
     return tokens
+
+
+def _remembered(target: Path, key: str) -> Any:
+    """Return what an interrupted pruning noted with its progress; None if there was none."""
+    with suppress(OSError, ValueError):
+        return json.loads((target / PROGRESS).read_bytes()).get(key)
+    return None
 
 
 def _activations(

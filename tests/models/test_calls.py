@@ -76,10 +76,9 @@ def test_every_block_run_alone_gives_what_it_gives_in_the_model(family: str, loa
     calls = captured(model, batches())
     found = []
     for batch in range(len(batches())):
-        hidden_states = calls.hidden_states[batch]
         for index, block in enumerate(blocks):
-            hidden_states = calls.run(block, index, batch, hidden_states)
-            found.append(hidden_states)
+            calls.hidden_states[batch] = calls.run(block, index, batch)
+            found.append(calls.hidden_states[batch])
     assert len(found) == len(expected) == 4
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

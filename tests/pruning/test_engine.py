@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from conftest import make_model
@@ -15,6 +17,7 @@ from spp_cli.progress import Silent
 from spp_cli.pruning import engine
 from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.orders import TwoPass
 from spp_cli.pruning.sparsegpt import SparseGPT
 from spp_cli.pruning.statistics import InputNorm, Statistic
 from spp_cli.pruning.wanda import Wanda
@@ -42,7 +45,8 @@ def tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
 def recipe(
     method: PruningMethod, pattern: Pattern, stored: torch.dtype = torch.float32
 ) -> engine.Recipe:
-    return engine.Recipe(method, NoRefinement(), pattern, stored_dtype=lambda name: stored)
+    patterns: dict[str, Pattern] = defaultdict(lambda: pattern)
+    return engine.Recipe(method, NoRefinement(), patterns, stored_dtype=lambda name: stored)
 
 
 def prune_with_engine(
@@ -61,6 +65,7 @@ def prune_with_engine(
         tokens().split(batch_size),
         linears,
         recipe(method, pattern),
+        order=TwoPass(),
         device=CPU,
         activations=ActivationStore("device", CPU),
         reporter=reporter or Silent(),
@@ -70,7 +75,7 @@ def prune_with_engine(
 
 def watch(linear: Linear, statistic: Statistic):
     def hook(module, args):
-        statistic.update(args[0].reshape(-1, args[0].shape[-1]).float(), samples=1)
+        statistic.update(args[0].reshape(1, -1, args[0].shape[-1]).float(), samples=1)
 
     return linear.module.register_forward_pre_hook(hook)
 
@@ -124,6 +129,7 @@ def test_the_text_flows_on_as_it_will_through_the_model_that_is_stored(load, tmp
         tokens().split(2),
         source.decoder.all_linears(),
         recipe(SparseGPT(block_size=32), NofM(2, 4), torch.bfloat16),
+        order=TwoPass(),
         device=CPU,
         activations=activations,
         reporter=Silent(),
@@ -162,6 +168,7 @@ def test_one_block_at_a_time_is_brought_and_freed(load):
         tokens().split(2),
         linears,
         recipe(Wanda(), NofM(2, 4)),
+        order=TwoPass(),
         device=CPU,
         activations=ActivationStore("device", CPU),
         reporter=Silent(),
@@ -227,7 +234,7 @@ def test_an_input_that_is_no_number_is_named(load):
 def test_a_width_that_does_not_divide_is_refused_before_anything_runs(load):
     linears = Decoder(load("llama")).all_linears()
     with pytest.raises(ConfigError, match=r"'2:5'; model\.layers\.0\.self_attn\.q_proj has 64"):
-        engine.check_fits(linears, Wanda(), NofM(2, 5))
+        engine.check_fits(linears, Wanda(), defaultdict(lambda: NofM(2, 5)))
 
 
 def test_weights_that_no_linear_holds_are_told_to_stay_dense(load):

@@ -34,7 +34,7 @@ def prune(
     if method.statistic is not None:
         statistic = method.statistic(weight.shape[1], weight.device)
         for sample in inputs:
-            statistic.update(sample, samples=1)
+            statistic.update(sample[None], samples=1)
     return method.prune(weight, method.prepare(statistic), pattern)
 
 
@@ -53,8 +53,8 @@ def test_golden_statistics():
     golden = layer("layer_48x256")
     norm, gram = InputNorm(256, torch.device("cpu")), Gram(256, torch.device("cpu"))
     for sample in golden["inputs"]:
-        norm.update(sample, 1)
-        gram.update(sample, 1)
+        norm.update(sample[None], 1)
+        gram.update(sample[None], 1)
     torch.testing.assert_close(golden["weight"].abs() * norm.norm(), golden["wanda_score"])
     torch.testing.assert_close(gram.hessian(), golden["sparsegpt_hessian"], rtol=1e-4, atol=1e-2)
 
@@ -154,7 +154,7 @@ def test_sparsegpt_of_one_block_equals_least_squares_for_one_row():
     torch.manual_seed(1)
     weight, inputs = torch.randn(1, 8), torch.randn(1, 200, 8)
     gram = Gram(8, torch.device("cpu"))
-    gram.update(inputs[0], 1)
+    gram.update(inputs[:1], 1)
     pruned = prune(SparseGPT(), weight, inputs, Unstructured(0.125))
     (gone,) = (~pruned.keep[0]).nonzero().flatten().tolist()
     H = gram.hessian().double()
@@ -176,7 +176,7 @@ def test_sparsegpt_damps_more_when_the_hessian_is_singular_and_records_it():
 
 def test_sparsegpt_that_cannot_factorise_says_what_to_change():
     gram = Gram(4, torch.device("cpu"))
-    gram.update(torch.eye(4), 1)
+    gram.update(torch.eye(4)[None], 1)
     gram._total.copy_(-torch.eye(4))
     with pytest.raises(NumericalError, match=r"Set a larger damping"):
         SparseGPT().prepare(gram)

@@ -25,7 +25,7 @@ CASES = [
 def moments_of(inputs: torch.Tensor) -> Moments:
     moments = Moments(inputs.shape[-1], inputs.device)
     for sample in inputs:
-        moments.update(sample, samples=1)
+        moments.update(sample[None], samples=1)
     return moments
 
 

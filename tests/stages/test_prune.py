@@ -58,13 +58,21 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [
+        ("wanda", "two-pass"),
+        ("wanda", "one-pass"),
+        ("sparsegpt", "one-pass"),
+        ("magnitude", "auto"),
+    ],
+)
 @pytest.mark.parametrize("block", range(BLOCKS))
 @pytest.mark.parametrize("moment", ["weights", "record"])
 def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
-    method, block, moment, dense, tmp_path, monkeypatch
+    method, order, block, moment, dense, tmp_path, monkeypatch
 ):
-    run(dense, tmp_path / "whole", method=method)
+    run(dense, tmp_path / "whole", method=method, order=order)
     owner, name = {
         "weights": (CheckpointRewriter, "write"),
         "record": (BlockRecords, "write"),
@@ -79,13 +87,32 @@ def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying)
         with pytest.raises(Killed):
-            run(dense, tmp_path / "cut", method=method)
+            run(dense, tmp_path / "cut", method=method, order=order)
     talk = Talk()
-    result = run(dense, tmp_path / "cut", talk, method=method)
+    result = run(dense, tmp_path / "cut", talk, method=method, order=order)
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert len(result.metrics["layers"]) == BLOCKS * 7
     went_on = [line for line in talk.said if line.startswith("going on")]
     assert went_on == ([f"going on after block {block} of {BLOCKS}"] if block else [])
+
+
+def test_a_killed_pruning_goes_on_in_the_order_it_began_with(dense, tmp_path, monkeypatch):
+    original = BlockRecords.write
+
+    def dying(self, index, *arguments):
+        if index == 1:
+            raise Killed
+        original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockRecords, "write", dying)
+        with pytest.raises(Killed):
+            run(dense, tmp_path / "cut", sparsity=0.5)
+    with monkeypatch.context() as patch:  # memory has become scarce
+        patch.setattr(prune, "choose_order", lambda *_: "two-pass")
+        assert run(dense, tmp_path / "cut", sparsity=0.5).metrics["order"] == "one-pass"
+    run(dense, tmp_path / "whole", sparsity=0.5, order="one-pass")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_a_finished_pruning_leaves_nothing_to_resume_behind(dense, tmp_path):

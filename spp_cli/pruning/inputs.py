@@ -1,0 +1,99 @@
+"""What is known of the inputs of the linears in one block, and which of them read one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from spp_cli.errors import NumericalError
+from spp_cli.models.decoder import Linear
+from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.statistics import Statistic
+from spp_cli.refining.refinement import Refinement
+
+__all__ = ["BlockInputs", "Known", "Sharing"]
+
+
+class Known:
+    """What is known of one input: its statistics by kind."""
+
+    def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
+        self._statistics = statistics
+
+    def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
+        """Return the statistic that a method or a refinement asks for."""
+        return self._statistics[asking.statistic] if asking.statistic else None
+
+    def update(self, inputs: Tensor, shape: tuple[int, int]) -> None:
+        """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width)."""
+        samples, tokens = shape
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        # An expert is given tokens from here and there; those are no sequences.
+        whole = len(rows) == samples * tokens
+        sequences = rows.view(samples if whole else 1, -1, rows.shape[-1])
+        for statistic in self._statistics.values():
+            statistic.update(sequences, samples)
+
+    def prepare(self, method: PruningMethod, names: str) -> Any:
+        """Return what ``method`` makes of its statistic for all linears with this input, ``names``.
+
+        Raises:
+            NumericalError: NaN or infinity among the inputs, or the method cannot.
+        """
+        if not all(statistic.is_finite() for statistic in self._statistics.values()):
+            raise NumericalError(
+                f"the inputs of {names} hold NaN or infinity. Try --dtype float32; "
+                "if that does not help, the model or its input is damaged"
+            )
+        try:
+            return method.prepare(self.of(method))
+        except NumericalError as error:
+            raise NumericalError(f"{names}: {error}") from error
+
+
+class Sharing:
+    """Which linears are called with the very same tensor, such as q, k and v: seen in one batch."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[str, str] = {}  # by linear: the first one with its input
+        self.called: list[str] = []  # in order; twice, if a linear is called twice
+        self._leader_of_input: dict[tuple[int, int], str] = {}
+        self._seen: list[Tensor] = []  # kept for as long as their addresses identify them
+
+    def see(self, name: str, inputs: Tensor) -> None:
+        """Note what a linear is called with."""
+        self.called.append(name)
+        if name not in self.leaders:
+            self._seen.append(inputs)
+            identity = (id(inputs), inputs._version)
+            self.leaders[name] = self._leader_of_input.setdefault(identity, name)
+
+    def end_batch(self) -> None:
+        """Let go of the tensors; what is known of the linears stays."""
+        self.called.clear()
+        self._seen.clear()
+        self._leader_of_input.clear()
+
+
+class BlockInputs:
+    """The inputs of the linears of one block: what is known of each, one object a shared input."""
+
+    def __init__(self, kinds: Iterable[type[Statistic]]) -> None:
+        self._kinds = tuple(kinds)
+        self._known: dict[str, Known] = {}
+
+    def count(self, linear: Linear, inputs: Tensor, shape: tuple[int, int]) -> None:
+        """Count in what ``linear`` is called with, on behalf of all that share it."""
+        if not inputs.numel():
+            return
+        if linear.name not in self._known:
+            width, device = linear.in_features, inputs.device
+            statistics = {kind: kind(width, device) for kind in self._kinds}
+            self._known[linear.name] = Known(statistics)
+        self._known[linear.name].update(inputs, shape)
+
+    def take(self, leader: str) -> Known | None:
+        """Return, and forget, what is known of the inputs of ``leader``; None if nothing is."""
+        return self._known.pop(leader, None)

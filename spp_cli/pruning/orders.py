@@ -1,0 +1,242 @@
+"""In which order the linears of a block are pruned, and what text each sees before it is.
+
+An order yields the linears of a block in groups that read one input, each with what is known of it;
+whoever asks prunes the group in place before asking for the next.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from weakref import ReferenceType, ref
+
+import greenlet
+import torch
+from torch import Tensor, nn
+
+from spp_cli.errors import ModelError
+from spp_cli.models.activations import choose_offload
+from spp_cli.models.calls import BlockCalls
+from spp_cli.models.decoder import Linear
+from spp_cli.pruning.inputs import BlockInputs, Known, Sharing
+from spp_cli.pruning.statistics import Statistic
+
+__all__ = ["ORDERS", "Group", "OnePass", "Order", "TwoPass", "choose_order"]
+
+_COSTS_NOTHING_UP_TO = 0.5  # sparsity; measured, see the README
+
+Group = tuple[list[Linear], Known | None]
+
+
+class Order(ABC):
+    """How the calibration text flows through one block while its linears are pruned."""
+
+    @abstractmethod
+    def groups(
+        self,
+        block: nn.Module,
+        index: int,
+        linears: Sequence[Linear],
+        calls: BlockCalls,
+        kinds: Sequence[type[Statistic]],
+        *,
+        is_last: bool,
+    ) -> Iterator[Group]:
+        """Yield groups to prune; at the end the text has flowed through the pruned block.
+
+        Args:
+            linears: those of the ``index``-th block that are to be pruned, in any order.
+            calls: its hidden states are replaced by the block's outputs, unless it ``is_last``.
+            kinds: the statistics to collect of every input.
+
+        Linears that no text reached come with None.
+        """
+
+
+class TwoPass(Order):
+    """As published: all statistics from the dense block, then all linears, then the block again."""
+
+    def groups(
+        self,
+        block: nn.Module,
+        index: int,
+        linears: Sequence[Linear],
+        calls: BlockCalls,
+        kinds: Sequence[type[Statistic]],
+        *,
+        is_last: bool,
+    ) -> Iterator[Group]:
+        inputs, sharing = BlockInputs(kinds), Sharing()
+        last: str | None = None  # the linear behind which nothing more is to be seen
+
+        def see(linear: Linear, tensor: Tensor) -> None:
+            sharing.see(linear.name, tensor)
+            if sharing.leaders[linear.name] == linear.name:
+                inputs.count(linear, tensor, calls.shapes[batch])
+            if linear.name == last:
+                raise _SeenEnough
+
+        with _called(linears, see):
+            for batch in range(len(calls.shapes)):
+                with suppress(_SeenEnough):
+                    calls.run(block, index, batch)
+                if batch == 0 and sorted(sharing.called) == sorted(lin.name for lin in linears):
+                    last = sharing.called[-1]
+                sharing.end_batch()
+        for leader, group in _by_leader(linears, sharing.leaders).items():
+            yield group, inputs.take(leader)
+        if not is_last:
+            for batch in range(len(calls.shapes)):
+                calls.hidden_states[batch] = calls.run(block, index, batch)
+
+
+class OnePass(Order):
+    """Each linear as soon as its whole input is there; the text flows on through what is left.
+
+    Every batch's forward runs in a greenlet of its own that is suspended where it calls a linear,
+    until all batches are there and the linear, with those that read the same input, is pruned. So
+    the activations of all batches within the block are in memory together.
+    """
+
+    def __init__(self) -> None:
+        self._leaders: dict[tuple[str, ...], list[int]] = {}  # by the block's linears
+
+    def groups(
+        self,
+        block: nn.Module,
+        index: int,
+        linears: Sequence[Linear],
+        calls: BlockCalls,
+        kinds: Sequence[type[Statistic]],
+        *,
+        is_last: bool,
+    ) -> Iterator[Group]:
+        leaders = self._see_sharing(block, index, linears, calls)
+        remaining = _by_leader(linears, leaders)
+        inputs = BlockInputs(kinds)
+        pruned: set[str] = set()
+
+        def see(linear: Linear, tensor: Tensor) -> None:
+            greenlet.getcurrent().parent.switch((linear, tensor))
+
+        with _called(linears, see):
+            flows = [_Flow(block, index, batch, calls) for batch in range(len(calls.shapes))]
+            for flow in flows:
+                flow.go_on(inputs, leaders, pruned)
+            # The batches wait at different linears where a router sends their tokens different
+            # ways; the first in the order of definition is the one that no batch comes to later.
+            while at := next((lin for lin in linears if any(f.at is lin for f in flows)), None):
+                group = remaining.pop(leaders[at.name])
+                yield group, inputs.take(at.name)
+                pruned.update(linear.name for linear in group)
+                if is_last and not remaining:
+                    break
+                for flow in flows:
+                    if flow.at is at:
+                        flow.go_on(inputs, leaders, pruned)
+        for group in remaining.values():
+            yield group, None
+
+    def _see_sharing(
+        self, block: nn.Module, index: int, linears: Sequence[Linear], calls: BlockCalls
+    ) -> dict[str, str]:
+        """Return each linear's leader, learned from one batch through the first block of its kind.
+
+        Each block of that kind is held to it while the text flows.
+        """
+        paths = {id(module): path for path, module in block.named_modules()}
+        kind = tuple(paths[id(linear.module)] for linear in linears)
+        if kind not in self._leaders:
+            sharing = Sharing()
+            with _called(linears, lambda linear, tensor: sharing.see(linear.name, tensor)):
+                calls.run(block, index, 0)
+            number = {linear.name: i for i, linear in enumerate(linears)}
+            self._leaders[kind] = [
+                number[sharing.leaders.get(linear.name, linear.name)] for linear in linears
+            ]
+        return {
+            linear.name: linears[leader].name
+            for linear, leader in zip(linears, self._leaders[kind], strict=True)
+        }
+
+
+class _Flow:
+    """The way of one batch through a block; it waits at the linear ``at``, None if it is out."""
+
+    def __init__(self, block: nn.Module, index: int, batch: int, calls: BlockCalls) -> None:
+        self.at: Linear | None = None
+        self._shape = calls.shapes[batch]
+        self._inputs: dict[str, ReferenceType[Tensor]] = {}  # by leader
+
+        def run() -> None:
+            calls.hidden_states[batch] = calls.run(block, index, batch)
+
+        self._way = greenlet.greenlet(run)
+
+    def go_on(self, inputs: BlockInputs, leaders: dict[str, str], pruned: set[str]) -> None:
+        """Flow through the linears that are pruned, to the next that is not, and count its input.
+
+        Raises:
+            ModelError: a linear's input is not that of its leader, or comes when it is pruned.
+        """
+        while arrived := self._way.switch():
+            linear, tensor = arrived
+            leader = leaders[linear.name]
+            if linear.name not in pruned:
+                self._inputs[leader] = ref(tensor)
+                inputs.count(linear, tensor, self._shape)
+                self.at = linear
+                return
+            if leader not in self._inputs or self._inputs[leader]() is not tensor:
+                raise ModelError(
+                    f"the model calls {linear.name} again, or in another way than in its other "
+                    "blocks, so it cannot be pruned in one pass. Set --order two-pass"
+                )
+        self.at = None
+
+
+class _SeenEnough(Exception):
+    """Ends the forward of a block: what comes now changes nothing."""
+
+
+@contextmanager
+def _called(linears: Sequence[Linear], see: Callable[[Linear, Tensor], None]) -> Iterator[None]:
+    """Have ``see`` called with each linear, and its input, before the linear computes."""
+
+    def hook_for(linear: Linear) -> Callable[..., None]:
+        return lambda module, args: see(linear, args[0])
+
+    hooks = [linear.module.register_forward_pre_hook(hook_for(linear)) for linear in linears]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _by_leader(linears: Sequence[Linear], leaders: dict[str, str]) -> dict[str, list[Linear]]:
+    """Return the linears by the first of those that read the same input, in order."""
+    groups: dict[str, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(leaders.get(linear.name, linear.name), []).append(linear)
+    return groups
+
+
+ORDERS: dict[str, type[Order]] = {"one-pass": OnePass, "two-pass": TwoPass}
+
+
+def choose_order(sparsity: float, tokens: int, widths: Sequence[int], device: torch.device) -> str:
+    """Return the name of the order that suits: one-pass where it costs no quality and fits.
+
+    Args:
+        sparsity: the share of zeros asked for.
+        tokens: of all batches.
+        widths: ``in_features`` of the linears of a block.
+    """
+    # What a suspended forward holds of a token: the block's input, residual and normed states,
+    # queries, keys and values, and the widest input with what it was computed from.
+    held = tokens * (4 * min(widths) + 2 * max(widths)) * 4
+    if sparsity <= _COSTS_NOTHING_UP_TO and choose_offload(held, device) == "device":
+        return "one-pass"
+    return "two-pass"
