@@ -22,7 +22,7 @@ from spp_cli.models.decoder import Linear
 from spp_cli.pruning.inputs import BlockInputs, Known, Sharing
 from spp_cli.pruning.statistics import Statistic
 
-__all__ = ["ORDERS", "Group", "OnePass", "Order", "TwoPass", "choose_order"]
+__all__ = ["ORDERS", "Group", "OnePass", "Order", "TwoPass", "choose_order", "dense_inputs"]
 
 _COSTS_NOTHING_UP_TO = 0.5  # sparsity; measured, see the README
 
@@ -67,28 +67,48 @@ class TwoPass(Order):
         *,
         is_last: bool,
     ) -> Iterator[Group]:
-        inputs, sharing = BlockInputs(kinds), Sharing()
-        last: str | None = None  # the linear behind which nothing more is to be seen
-
-        def see(linear: Linear, tensor: Tensor) -> None:
-            sharing.see(linear.name, tensor)
-            if sharing.leaders[linear.name] == linear.name:
-                inputs.count(linear, tensor, calls.shapes[batch])
-            if linear.name == last:
-                raise _SeenEnough
-
-        with _called(linears, see):
-            for batch in range(len(calls.shapes)):
-                with suppress(_SeenEnough):
-                    calls.run(block, index, batch)
-                if batch == 0 and sorted(sharing.called) == sorted(lin.name for lin in linears):
-                    last = sharing.called[-1]
-                sharing.end_batch()
-        for leader, group in _by_leader(linears, sharing.leaders).items():
-            yield group, inputs.take(leader)
+        yield from dense_inputs(block, index, linears, calls, kinds)
         if not is_last:
             for batch in range(len(calls.shapes)):
                 calls.hidden_states[batch] = calls.run(block, index, batch)
+
+
+def dense_inputs(
+    block: nn.Module,
+    index: int,
+    linears: Sequence[Linear],
+    calls: BlockCalls,
+    kinds: Sequence[type[Statistic]],
+    *,
+    flow_on: bool = False,
+) -> Iterator[Group]:
+    """Yield the groups of ``linears`` with what is known of them from the block as it is.
+
+    With ``flow_on`` the block's outputs become the hidden states of ``calls``; without, nothing is
+    computed behind the last linear.
+    """
+    inputs, sharing = BlockInputs(kinds), Sharing()
+    last: str | None = None  # the linear behind which nothing more is to be seen
+
+    def see(linear: Linear, tensor: Tensor) -> None:
+        sharing.see(linear.name, tensor)
+        if sharing.leaders[linear.name] == linear.name:
+            inputs.count(linear, tensor, calls.shapes[batch])
+        if linear.name == last:
+            raise _SeenEnough
+
+    with _called(linears, see):
+        for batch in range(len(calls.shapes)):
+            with suppress(_SeenEnough):
+                output = calls.run(block, index, batch)
+                if flow_on:
+                    calls.hidden_states[batch] = output
+            each_once = sorted(sharing.called) == sorted(linear.name for linear in linears)
+            if batch == 0 and each_once and linears and not flow_on:
+                last = sharing.called[-1]
+            sharing.end_batch()
+    for leader, group in _by_leader(linears, sharing.leaders).items():
+        yield group, inputs.take(leader)
 
 
 class OnePass(Order):
