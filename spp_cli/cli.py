@@ -160,6 +160,18 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     return Answer(documents[0] if name in STAGES else {"stages": documents}, text)
 
 
+def _plan(context: typer.Context, given: dict[str, Any]) -> None:
+    def work(_: Reporter) -> Answer:
+        config, run = resolve("plan", given["config"], _asked(FLAGS["plan"], given))
+        from spp_cli.plan import plan
+
+        document = plan(config, run)
+        text = tables.plan_table(document)
+        return Answer(document, text, document["problem"], ConfigError.exit_code)
+
+    _finish(context, given, work)
+
+
 def _asked(flags: Sequence[Flag], given: dict[str, Any]) -> Layer:
     """Return the settings on the command line: flags, then --set, which is the stronger."""
     found = ((flag, given[flag.key.replace(".", "__")]) for flag in flags)
@@ -233,6 +245,16 @@ def _verify(context: typer.Context, given: dict[str, Any]) -> None:
     _finish(context, given, work)
 
 
+app.command("plan", help="Show what a configuration would do and need; reads no weights.")(
+    _with_parameters(
+        _plan,
+        [
+            _parameter("config", str | None, _CONFIG),
+            *map(_option, FLAGS["plan"]),
+            _parameter("assignments", list[str] | None, _SET),
+        ],
+    )
+)
 app.command("status", help="Show the runs in the workspace, or one run stage by stage.")(
     _with_parameters(
         _status,

@@ -169,5 +169,6 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
     "merge": (*_MERGE, *_DEVICE, *_RUN),
     "eval": (*_EVAL, *_DEVICE, *_RUN),
+    "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
     "run": (*_MODEL, *_DEVICE, *_PRUNE[:3], *_RUN),
 }

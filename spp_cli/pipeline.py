@@ -19,7 +19,7 @@ from spp_cli.progress import Reporter
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "run_stages"]
+__all__ = ["StageOutcome", "peak_memory", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -87,7 +87,7 @@ def _run_stage(
     inputs = _inputs(stage, config, digests, demo, workspace.digest_cache)
     if "finetune" in digests and stage == "eval":
         digests["finetune"] = f"{digests['prune']}+{digests['finetune']}"
-    settings = _settings(stage, config)
+    settings = stage_settings(stage, config)
     if stage == "prune":
         # Another dense model is another run, not a stale one: refused like any other setting.
         settings["model"] = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
@@ -117,7 +117,7 @@ def _run_stage(
             metrics=result.metrics,
             mask_digest=result.mask_digest,
             seconds=time.monotonic() - clock,
-            peak_memory_bytes=_peak_memory(),
+            peak_memory_bytes=peak_memory(),
             started=started.isoformat(timespec="seconds"),
         )
     return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
@@ -144,7 +144,7 @@ def _model_digest(folder: Path, workspace: Workspace) -> str:
     return folder_digest(folder, names, workspace.digest_cache)
 
 
-def _settings(stage: str, config: SppConfig) -> dict[str, Any]:
+def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
     """Return the settings that decide the stage's result. Where it runs is none of them."""
     everything = config.model_dump(mode="json")
     settings = {**everything[stage]}
@@ -170,7 +170,7 @@ def _inputs(
     return inputs
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes, GPU included if it was used."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024

@@ -19,11 +19,11 @@ LEVELS = {
     **dict.fromkeys(("pruning", "refining", "adapters", "training", "evaluation", "reporting"), 2),
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
-    "pipeline": 4,
+    **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "invocation", "status", "flags", "__main__"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
-MAY_USE_THE_WORKSPACE = WORKSPACE | {"cli", "invocation", "status", "pipeline", "stages"}
+MAY_USE_THE_WORKSPACE = WORKSPACE | {"cli", "invocation", "status", "pipeline", "plan", "stages"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

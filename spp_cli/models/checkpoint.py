@@ -38,18 +38,21 @@ _COMPANIONS = (
 class Checkpoint:
     """A model folder in the Hugging Face layout, its tensors read only when asked for.
 
+    Without ``weights_needed`` a folder that has no weights at all will do.
+
     Raises:
         ModelError: no such folder, no config.json, no safetensors, a shard that is missing,
             truncated or corrupt.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, weights_needed: bool = True) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             problem = "a file, not a folder" if self.folder.exists() else "no such folder"
             raise ModelError(f"{folder}: {problem}. Give a model's folder or its hub id")
         self.config = self._read_json(self.folder / "config.json")
-        self._files = {path: _open(path) for path in self._shards()}
+        wanted = weights_needed or any((self.folder / name).is_file() for name in (INDEX, SINGLE))
+        self._files = {path: _open(path) for path in (self._shards() if wanted else [])}
         self.locations = {
             name: path for path, tensors in self._files.items() for name in tensors.names()
         }
@@ -156,11 +159,16 @@ def _open(path: Path) -> TensorFile:
 
 
 def locate(
-    path: str, revision: str | None = None, *, trust_remote_code: bool = False
+    path: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> tuple[Path, bool]:
     """Return the folder of a model, and whether it is the embedded one.
 
-    ``path`` is "demo", a folder, or a hub id, which is downloaded into the hub's cache.
+    ``path`` is "demo", a folder, or a hub id, which is downloaded into the hub's cache; without
+    ``weights`` only its configuration is.
 
     Raises:
         ModelError: nothing of this is there, or the hub cannot be reached.
@@ -172,7 +180,7 @@ def locate(
         return folder, False
     from spp_cli.models.hub import download  # not above: it imports the hub's client
 
-    return download(path, revision, with_code=trust_remote_code), False
+    return download(path, revision, with_code=trust_remote_code, weights=weights), False
 
 
 def is_demo_family(folder: Path) -> bool:

@@ -9,15 +9,18 @@ from spp_cli.errors import ModelError
 
 __all__ = ["download"]
 
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_WEIGHTS = "*.safetensors"
+_WANTED = ("*.json", "*.model", "*.txt", "*.jinja")
 # Some models hold their weights once more, in other formats, in folders of their own.
 _UNWANTED = ("original/*", "*/*.safetensors")
 
 
-def download(hub_id: str, revision: str | None = None, *, with_code: bool = False) -> Path:
+def download(
+    hub_id: str, revision: str | None = None, *, with_code: bool = False, weights: bool = True
+) -> Path:
     """Return the folder of a model in the hub's cache, downloaded first if it is not there.
 
-    ``with_code``: take the Python files that come with it, too.
+    ``with_code``: take the Python files that come with it, too; ``weights``: and its weights.
 
     Raises:
         ModelError: there is no such model or revision, or it is gated, or the hub does not answer
@@ -30,7 +33,7 @@ def download(hub_id: str, revision: str | None = None, *, with_code: bool = Fals
             folder = snapshot_download(
                 hub_id,
                 revision=revision,
-                allow_patterns=[*_WANTED, "*.py"] if with_code else list(_WANTED),
+                allow_patterns=[*_WANTED, *[_WEIGHTS] * weights, *["*.py"] * with_code],
                 ignore_patterns=list(_UNWANTED),
             )
         # What else the client lets through, of its HTTP library say, depends on its version.

@@ -22,7 +22,7 @@ from spp_cli.pruning.statistics import Statistic
 from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
 
-__all__ = ["PrunedLayer", "Recipe", "check_fits", "prune_blocks"]
+__all__ = ["PrunedLayer", "Recipe", "check_fits", "misfits", "prune_blocks"]
 
 _WORTH_A_WARNING = 0.01  # of the weights in the blocks; less is convolutions, routers and the like
 
@@ -61,6 +61,20 @@ class Recipe:
         return list(dict.fromkeys(kind for kind in asked if kind is not None))
 
 
+def misfits(
+    linears: Sequence[Linear], method: PruningMethod, patterns: Mapping[str, Pattern]
+) -> dict[str, str]:
+    """Return by linear why its pattern suits not the method, or not its width; empty if all do."""
+    found = {}
+    for linear in linears:
+        pattern = patterns[linear.name]
+        if problem := method.misfit(pattern):
+            found[linear.name] = f"prune.method {method.name}: {problem}"
+        elif problem := pattern.misfit(linear.in_features):
+            found[linear.name] = f"prune.pattern is {str(pattern)!r}; {linear.name} {problem}"
+    return found
+
+
 def check_fits(
     linears: Sequence[Linear], method: PruningMethod, patterns: Mapping[str, Pattern]
 ) -> None:
@@ -69,12 +83,8 @@ def check_fits(
     Raises:
         ConfigError: the pattern suits not the method, or not the width of a layer.
     """
-    for linear in linears:
-        pattern = patterns[linear.name]
-        if problem := method.misfit(pattern):
-            raise ConfigError(f"prune.method {method.name}: {problem}")
-        if problem := pattern.misfit(linear.in_features):
-            raise ConfigError(f"prune.pattern is {str(pattern)!r}; {linear.name} {problem}")
+    for problem in misfits(linears, method, patterns).values():
+        raise ConfigError(problem)
 
 
 @torch.no_grad()

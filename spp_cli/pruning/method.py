@@ -62,6 +62,13 @@ class PruningMethod(Section):
         pairs = zip(weights, patterns, strict=True)
         return [self.prune(weight, prepared, pattern) for weight, pattern in pairs]
 
+    def workspace(self, rows: int, columns: int) -> int:
+        """Return about how many bytes pruning takes, beside weights and statistic.
+
+        ``rows`` are those of all layers that read one input of ``columns``.
+        """
+        return 20 * rows * columns  # scores, their selection, the mask and the pruned copy
+
     def misfit(self, pattern: Pattern) -> str | None:
         """Return why the method cannot prune to ``pattern``; None if it can."""
         return None

@@ -246,17 +246,13 @@ def _by_leader(linears: Sequence[Linear], leaders: dict[str, str]) -> dict[str, 
 ORDERS: dict[str, type[Order]] = {"one-pass": OnePass, "two-pass": TwoPass}
 
 
-def choose_order(sparsity: float, tokens: int, widths: Sequence[int], device: torch.device) -> str:
+def choose_order(sparsity: float, held: int, device: torch.device) -> str:
     """Return the name of the order that suits: one-pass where it costs no quality and fits.
 
     Args:
         sparsity: the share of zeros asked for.
-        tokens: of all batches.
-        widths: ``in_features`` of the linears of a block.
+        held: bytes that the suspended forwards of one pass hold.
     """
-    # What a suspended forward holds of a token: the block's input, residual and normed states,
-    # queries, keys and values, and the widest input with what it was computed from.
-    held = tokens * (4 * min(widths) + 2 * max(widths)) * 4
     if sparsity <= _COSTS_NOTHING_UP_TO and choose_offload(held, device) == "device":
         return "one-pass"
     return "two-pass"

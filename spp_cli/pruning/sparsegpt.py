@@ -48,6 +48,9 @@ class SparseGPT(PruningMethod):
             )
         return None
 
+    def workspace(self, rows: int, columns: int) -> int:
+        return 16 * rows * columns + 20 * columns * columns  # the Hessian and its factors
+
     def prepare(self, statistic: Gram) -> Factor:
         """Return the upper Cholesky factor of the inverse of the damped Hessian.
 

@@ -27,6 +27,11 @@ class Statistic(ABC):
         tokens from here and there.
         """
 
+    @classmethod
+    def elements(cls, in_features: int) -> int:
+        """Return how many numbers are held for ``in_features`` inputs."""
+        return in_features
+
     @abstractmethod
     def is_finite(self) -> bool:
         """Return whether no NaN or infinity went in."""
@@ -76,6 +81,10 @@ class Gram(Statistic):
 
     def is_finite(self) -> bool:
         return bool(self._total.isfinite().all())
+
+    @classmethod
+    def elements(cls, in_features: int) -> int:
+        return in_features * in_features
 
     def hessian(self) -> Tensor:
         """Return a new tensor (in_features, in_features)."""

@@ -30,11 +30,15 @@ class Manner:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say: a document for machines, a text for people, and a failed check."""
+    """What a command has to say: a document for machines, a text for people.
+
+    ``failed``: what is wrong all the same, and ends the command with the exit ``code``.
+    """
 
     document: Any
     text: str
     failed: str = ""
+    code: int = CheckFailed.exit_code
 
 
 def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
@@ -58,7 +62,7 @@ def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
         return code
     if answer.failed:
         _complain(as_errors(answer.failed))
-    return CheckFailed.exit_code if answer.failed else 0
+    return answer.code if answer.failed else 0
 
 
 def _as_json(document: Any) -> str:

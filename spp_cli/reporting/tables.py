@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spp_cli.reporting.terminal import duration
 
-__all__ = ["evaluation_table", "run_table", "status_table", "table", "verify_table"]
+__all__ = ["evaluation_table", "plan_table", "run_table", "status_table", "table", "verify_table"]
 
 _TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
 _ERROR = "_stderr"
@@ -123,6 +125,61 @@ def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
             ]
         )
     return table(["stage", "state", "finished", "took", "peak memory"], rows)
+
+
+def plan_table(document: Mapping[str, Any]) -> str:
+    """Return what ``spp plan`` found: the model, the layers by kind, what pruning needs, stages."""
+    model, prune, needs = document["model"], document["prune"], document["needs"]
+    how = [prune["method"], prune["pattern"]]
+    how += [prune["refine"]] * (prune["refine"] != "none")
+    if text := prune["calibration"]:
+        how.append(prune["order"])
+        how.append(f"{text['samples']} × {text['length']} tokens of calibration")
+    lines = [
+        f"model: {model['path']}, {model['kind']}, {model['blocks']} blocks, "
+        f"{_count(model['parameters'])} parameters, {model['dtype']}, {_bytes(model['bytes'])}",
+        f"prune: {', '.join(how)}",
+    ]
+    memory = needs["memory"] + needs["libraries"]
+    rows = [["memory", _bytes(memory)], ["disk", _bytes(needs["disk"])]]
+    rows += [["read", _bytes(needs["read"])], ["written", _bytes(needs["written"])]]
+    if needs["device"]:
+        rows.insert(0, [f"on {prune['device']}", _bytes(needs["device"])])
+    states = [[name, stage["state"], stage["action"]] for name, stage in document["stages"].items()]
+    parts = [
+        "\n".join(lines),
+        _layers_by_kind(prune),
+        table(["prune needs", "about"], rows),
+        table([f"run {document['run']}", "state", "spp run would"], states),
+    ]
+    return "\n\n".join(parts)
+
+
+def _layers_by_kind(prune: Mapping[str, Any]) -> str:
+    """Return one line for the layers that differ only in the numbers of their block or expert."""
+    kinds: dict[tuple[str, ...], list[float]] = {}
+    for layer in prune["layers"]:
+        kind = re.sub(r"\.[0-9]+(?=\.)", ".*", layer["name"])
+        shape = " × ".join(map(str, layer["shape"]))
+        fate = "does not fit" if layer["problem"] else f"{layer['sparsity']:.4f}"
+        kinds.setdefault((kind, shape, fate), []).append(math.prod(layer["shape"]))
+    rows = [[kind, shape, str(len(same)), fate] for (kind, shape, fate), same in kinds.items()]
+    left = [re.sub(r"\.[0-9]+(?=\.)", ".*", name) for name in prune["left_dense"]]
+    rows += [[kind, "", str(left.count(kind)), "left dense"] for kind in dict.fromkeys(left)]
+    sizes = [math.prod(layer["shape"]) for layer in prune["layers"]]
+    kept = math.fsum(
+        layer["sparsity"] * size for layer, size in zip(prune["layers"], sizes, strict=True)
+    )
+    rows.append(["all that are pruned", "", str(len(sizes)), f"{kept / sum(sizes):.4f}"])
+    return table(["layer", "shape", "layers", "sparsity"], rows)
+
+
+def _bytes(size: float) -> str:
+    """Return "1.25 GiB"."""
+    unit, name = next(
+        (item for item in ((2**30, "GiB"), (2**20, "MiB")) if size >= item[0]), (2**10, "KiB")
+    )
+    return f"{size / unit:.2f} {name}"
 
 
 def _state(row: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
+from spp_cli.pruning.needs import held_in_one_pass
 from spp_cli.pruning.orders import ORDERS, choose_order
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
@@ -80,8 +81,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         # As a pruning that was interrupted began, so that its blocks are all of one kind.
         order = _remembered(target, "order") or choose_order(
             pattern.sparsity,
-            sum(batch.numel() for batch in batches),
-            [linear.in_features for linear in decoder.linears(0)],
+            held_in_one_pass(sum(batch.numel() for batch in batches), linears),
             device,
         )
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}

@@ -1,0 +1,180 @@
+"""What a configuration would do, found out without reading a weight: layers, ratios, bytes, stages.
+
+A wrong setting is found here in seconds; so is a layer that does not suit the pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from spp_cli.config import SppConfig
+from spp_cli.data.tokens import resolve_length
+from spp_cli.fingerprint import FORMAT, Fingerprint, differences
+from spp_cli.models.activations import choose_offload
+from spp_cli.models.checkpoint import Checkpoint, locate
+from spp_cli.models.decoder import Decoder, Linear, select
+from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
+from spp_cli.pipeline import peak_memory, stage_settings
+from spp_cli.pruning.engine import misfits
+from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
+from spp_cli.pruning.orders import choose_order
+from spp_cli.sparsity.patterns import parse_pattern
+from spp_cli.workspace import STAGES, Run, Workspace
+
+__all__ = ["plan"]
+
+
+def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
+    """Return what ``config`` would do, as a document of plain values.
+
+    ``model``: path, kind, blocks, parameters, bytes. ``prune``: how, and for each of its
+    ``layers`` name, shape, ratio and ``problem``, why it cannot be pruned so. ``needs``: bytes at
+    the peak of pruning on the device, in memory and on disk, read and written, and what Python and
+    its ``libraries`` take of the memory besides. ``stages``: what is
+    there of the run, and what would be done. ``problem``: what the prune stage would refuse.
+
+    Raises:
+        SppError: the model's config or a setting is wrong.
+    """
+    settings = config.prune
+    folder, _ = locate(
+        config.model.path,
+        config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        weights=False,
+    )
+    checkpoint = Checkpoint(folder, weights_needed=False)
+    model = empty_model(checkpoint, trust_remote_code=config.model.trust_remote_code)
+    decoder = Decoder(model)
+    linears = select(decoder.all_linears(), settings.include, settings.exclude)
+    pattern = parse_pattern(settings.pattern, settings.sparsity)
+    patterns = {linear.name: pattern for linear in linears}
+    problems = misfits(linears, settings.method, patterns)
+
+    device = resolve_device(config.model.device)
+    stored = _stored_dtype(config, checkpoint, model)
+    compute = compute_dtype(device) or stored
+    text = _calibration(config, model.config)
+    tokens = text.tokens if text else 0
+    order: str = settings.order
+    if order == "auto":
+        order = choose_order(pattern.sparsity, held_in_one_pass(tokens, linears), device)
+    hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
+    offload = settings.offload
+    if offload == "auto":
+        offload = choose_offload(hidden_states, device)
+    needs = prune_needs(
+        decoder,
+        linears,
+        settings.method,
+        text,
+        order=order,
+        offload=offload,
+        on_gpu=device.type != "cpu",
+        compute=compute,
+        stored=stored,
+    )
+    return {
+        "model": {
+            "path": config.model.path,
+            "kind": model.config.model_type,
+            "blocks": len(decoder.blocks),
+            "parameters": (parameters := sum(p.numel() for p in model.parameters())),
+            "bytes": checkpoint.size or parameters * stored.itemsize,
+            "dtype": str(stored).removeprefix("torch."),
+        },
+        "prune": {
+            "method": settings.method.name,
+            "pattern": str(pattern),
+            "refine": settings.refine.name,
+            "order": order if text else None,
+            "offload": offload if text else None,
+            "calibration": text and vars(text),
+            "device": str(device),
+            "layers": [
+                _layer(linear, pattern.sparsity, problems.get(linear.name))
+                for linear in decoder.all_linears()
+                if linear.name in patterns
+            ],
+            "left_dense": [
+                linear.name for linear in decoder.all_linears() if linear.name not in patterns
+            ],
+        },
+        "needs": {**vars(needs), "libraries": peak_memory()},
+        "run": run or config.run_name(),
+        "stages": _stages(config, run),
+        "problem": _told_once(problems),
+    }
+
+
+def _told_once(problems: Mapping[str, str]) -> str:
+    """Return one line for the first of the layers, and how many more there are."""
+    if not problems:
+        return ""
+    more = len(problems) - 1
+    return next(iter(problems.values())) + (f" (and {more} more such layers)" if more else "")
+
+
+def _layer(linear: Linear, ratio: float, problem: str | None) -> dict[str, Any]:
+    return {
+        "name": linear.name,
+        "shape": list(linear.weight.shape),
+        "sparsity": ratio,
+        "problem": problem,
+    }
+
+
+def _stored_dtype(config: SppConfig, checkpoint: Checkpoint, model: Any) -> torch.dtype:
+    """Return the type of most weights in the checkpoint; where none are there, what config says."""
+    if config.model.dtype != "auto":
+        return getattr(torch, config.model.dtype)
+    sizes: dict[torch.dtype, int] = {}
+    for name in checkpoint.locations:
+        dtype = checkpoint.dtype(name)
+        sizes[dtype] = sizes.get(dtype, 0) + math.prod(checkpoint.shape(name))
+    if sizes:
+        return max(sizes, key=sizes.__getitem__)
+    return getattr(model.config.get_text_config(), "dtype", None) or torch.float32
+
+
+def _calibration(config: SppConfig, model_config: Any) -> CalibrationSize | None:
+    """Return how much text will flow; None if nothing asks for any."""
+    settings = config.prune.calibration
+    if not (config.prune.method.statistic or config.prune.refine.statistic):
+        return None
+    length = resolve_length(
+        settings.sequence_length, model_config, setting="prune.calibration.sequence_length"
+    )
+    return CalibrationSize(settings.samples, length, settings.batch_size)
+
+
+def _stages(config: SppConfig, name: str | None) -> dict[str, dict[str, str]]:
+    """Return for each stage of the run its state and what ``spp run`` would do about it."""
+    run = Workspace(config.workspace).run(name or config.run_name())
+    found, anew = {}, False
+    for stage in STAGES:
+        state = run.state(stage)
+        action = _action(run, stage, state, config, anew)
+        found[stage] = {"state": state, "action": action}
+        anew = anew or action != "nothing"
+    return found
+
+
+def _action(run: Run, stage: str, state: str, config: SppConfig, anew: bool) -> str:
+    if state in ("missing", "running", "damaged"):
+        return {"missing": "run", "running": "wait", "damaged": "refuse: damaged"}[state]
+    if state == "partial":
+        return "go on"
+    manifest = run.manifest(stage)
+    assert manifest
+    old = manifest.made_from()
+    known = {name: old.settings[name] for name in old.settings if name != "model"}
+    new = Fingerprint(stage_settings(stage, config), {}, config.seed, FORMAT)
+    changed = differences(Fingerprint(known, {}, old.seed, old.format), new)
+    if changed and stage != "eval":
+        return f"refuse: {'; '.join(map(str, changed))} (--force replaces it, --run NAME keeps it)"
+    return "run anew" if anew or state == "stale" or changed else "nothing"

@@ -1,0 +1,136 @@
+"""What pruning a model will take of GPU, memory and disk: counted, not tried.
+
+The sums follow what the engine holds at the same time: the parts outside the blocks, one block,
+one batch on its way through it (in one pass: all batches), the statistics and what the method makes
+of them, the layers of the block until they are written, and the hidden states of all batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spp_cli.models.activations import Offload
+from spp_cli.models.decoder import Decoder, Linear
+from spp_cli.pruning.method import PruningMethod
+
+__all__ = ["CalibrationSize", "Needs", "held_in_one_pass", "prune_needs"]
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class CalibrationSize:
+    """How much text flows: all of it, and at once. None of it if no statistic is asked for."""
+
+    samples: int
+    length: int
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.length
+
+    @property
+    def tokens_at_once(self) -> int:
+        return min(self.samples, self.batch_size) * self.length
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on the device, in CPU memory beyond what Python and its libraries take, and on disk."""
+
+    device: int
+    memory: int
+    disk: int
+    read: int
+    written: int
+
+
+def held_in_one_pass(tokens: int, linears: Sequence[Linear]) -> int:
+    """Return the bytes that suspended forwards of ``tokens`` hold within a block with ``linears``.
+
+    Of each token: the block's input, the residual and normed states, queries, keys and values, and
+    the widest input with one of the factors that it was computed from.
+    """
+    widths = [linear.in_features for linear in linears]
+    return tokens * (4 * min(widths) + 2 * max(widths)) * _FLOAT32
+
+
+def prune_needs(
+    decoder: Decoder,
+    linears: Sequence[Linear],
+    method: PruningMethod,
+    calibration: CalibrationSize | None,
+    *,
+    order: str,
+    offload: Offload,
+    on_gpu: bool,
+    compute: torch.dtype,
+    stored: torch.dtype,
+) -> Needs:
+    """Return what pruning ``linears`` will take at its peak.
+
+    Args:
+        decoder: of a model without weights.
+        compute: the type of weights and activations on the device.
+        stored: the type of the weights in the checkpoint.
+    """
+    wanted = {linear.name for linear in linears}
+    blocks = [
+        [lin for lin in decoder.linears(i) if lin.name in wanted]
+        for i in range(len(decoder.blocks))
+    ]
+    inside = {id(tensor) for block in decoder.blocks for tensor in block.parameters()}
+    parameters = {id(tensor): tensor.numel() for tensor in decoder.model.parameters()}
+    whole = sum(parameters.values()) * stored.itemsize
+    block = max(sum(t.numel() for t in block.parameters()) for block in decoder.blocks)
+    pruned = [sum(linear.weight.numel() for linear in inside) for inside in blocks]
+    masks = sum(pruned) // 8
+
+    groups = [_by_input(inside) for inside in blocks]
+    on_device = block * compute.itemsize + max(
+        method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features)
+        for inside in groups
+        for group in inside
+    )
+    states = 0
+    if calibration:
+        hidden = decoder.model.config.get_text_config().hidden_size
+        widest = max(linear.in_features for linear in linears)
+        base = sum(t.numel() for t in decoder.model.base_model.parameters() if id(t) not in inside)
+        states = calibration.tokens * hidden * compute.itemsize
+        on_device += base * compute.itemsize
+        on_device += calibration.tokens_at_once * (6 * hidden + 3 * widest) * _FLOAT32
+        sizes = [
+            [_statistics(method, group[0].in_features) for group in inside] for inside in groups
+        ]
+        if order == "one-pass":
+            on_device += max(map(max, filter(None, sizes)))
+            on_device += held_in_one_pass(calibration.tokens, linears)
+        else:
+            on_device += max(map(sum, sizes))
+    kept = max(pruned) * (stored.itemsize + 1)  # weights and masks of a block until it is written
+    on_device += states if offload == "device" else 0
+    memory = kept + (states if offload == "cpu" else 0) + (0 if on_gpu else on_device)
+    return Needs(
+        device=on_device if on_gpu else 0,
+        memory=memory,
+        disk=whole + masks + (states if offload == "disk" else 0),
+        read=whole,
+        written=whole + masks,
+    )
+
+
+def _by_input(linears: Sequence[Linear]) -> list[list[Linear]]:
+    """Return linears of one block by input, as far as names and widths tell without a forward."""
+    groups: dict[tuple[str, int], list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault((linear.name.rpartition(".")[0], linear.in_features), []).append(linear)
+    return list(groups.values())
+
+
+def _statistics(method: PruningMethod, in_features: int) -> int:
+    return method.statistic.elements(in_features) * _FLOAT32 if method.statistic else 0
