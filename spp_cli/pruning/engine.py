@@ -24,7 +24,7 @@ from spp_cli.pruning.statistics import Statistic
 from spp_cli.refining.refinement import Refinement
 from spp_cli.sparsity.patterns import Pattern
 
-__all__ = ["PrunedLayer", "Recipe", "check_fits", "prune_blocks"]
+__all__ = ["PrunedLayer", "Recipe", "check_fits", "collect_statistics", "prune_blocks"]
 
 _WORTH_A_WARNING = 0.01  # of the weights in the blocks; less is convolutions, routers and the like
 
@@ -46,15 +46,15 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are chosen, the same for all layers.
+    """How weights are chosen, by the same method in all layers.
 
-    ``stored_dtype`` is the type in which the weight of a name will be stored: the text flows on
-    through the weight as rounded to it.
+    ``pattern_of`` is the pattern of the linear of a name. ``stored_dtype`` is the type in which its
+    weight will be stored: the text flows on through the weight as rounded to it.
     """
 
     method: PruningMethod
     refinement: Refinement
-    pattern: Pattern
+    pattern_of: Callable[[str], Pattern]
     stored_dtype: Callable[[str], torch.dtype]
 
     def statistics(self) -> list[type[Statistic]]:
@@ -147,7 +147,7 @@ def _prune_block(
     progress: Task,
 ) -> list[PrunedLayer]:
     """Prune linears of one block in place; what those with one input share is prepared once."""
-    known = _collect(block, index, linears, calls, recipe.statistics()) if calls else {}
+    known = collect_statistics(block, index, linears, calls, recipe.statistics()) if calls else {}
     layers = []
     for linear in linears:
         inputs = known.get(linear.name)
@@ -169,15 +169,16 @@ def _prune_linear(linear: Linear, inputs: Known | None, recipe: Recipe) -> Prune
             f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
         )
     method, refinement = recipe.method, recipe.refinement
-    pruned = method.prune(weight, inputs and inputs.prepared, recipe.pattern)
-    pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), recipe.pattern)
+    pattern = recipe.pattern_of(linear.name)
+    pruned = method.prune(weight, inputs and inputs.prepared, pattern)
+    pruned = refinement.apply(weight, pruned, inputs and inputs.of(refinement), pattern)
     if not pruned.weight.isfinite().all():
         raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
     assert not pruned.weight[~pruned.keep].count_nonzero(), linear.name
     return pruned
 
 
-def _collect(
+def collect_statistics(
     block: nn.Module,
     index: int,
     linears: Sequence[Linear],

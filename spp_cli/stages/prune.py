@@ -56,7 +56,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     recipe = Recipe(
         settings.method,
         settings.refine,
-        pattern,
+        pattern_of=lambda name: pattern,
         stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
     )
     calibration = _calibration(config, recipe, sources, model.model.config, reporter)

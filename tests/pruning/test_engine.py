@@ -42,7 +42,9 @@ def tokens(samples: int = 6, length: int = 24) -> torch.Tensor:
 def recipe(
     method: PruningMethod, pattern: Pattern, stored: torch.dtype = torch.float32
 ) -> engine.Recipe:
-    return engine.Recipe(method, NoRefinement(), pattern, stored_dtype=lambda name: stored)
+    return engine.Recipe(
+        method, NoRefinement(), pattern_of=lambda name: pattern, stored_dtype=lambda name: stored
+    )
 
 
 def prune_with_engine(
