@@ -110,6 +110,7 @@ _PRUNE = (
     Flag("Pruning", "prune.method"),
     Flag("Pruning", "prune.sparsity"),
     Flag("Pruning", "prune.pattern"),
+    Flag("Pruning", "prune.allocation"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),
     Flag("Calibration", "prune.calibration.source", "--calibration"),
@@ -169,5 +170,5 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
     "merge": (*_MERGE, *_DEVICE, *_RUN),
     "eval": (*_EVAL, *_DEVICE, *_RUN),
-    "run": (*_MODEL, *_DEVICE, *_PRUNE[:3], *_RUN),
+    "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }
