@@ -54,11 +54,15 @@ class Plugin:
     ``method: sparsegpt`` and ``method: {name: sparsegpt, damping: 0.05}`` both become an object of
     the class that the table names. The package's table is read when it is asked for and the class
     imported when a value is checked, so that ``--help`` never waits for torch.
+
+    A mapping without a name has the keys of ``default``, or is an ``unnamed`` one if that is set:
+    an entry whose keys are the user's own words.
     """
 
     package: str
     kind: str
     default: str
+    unnamed: str = ""
 
     def table(self) -> dict[str, str]:
         """Return "module:Class" by name."""
@@ -71,6 +75,16 @@ class Plugin:
         found: type[BaseModel] = getattr(importlib.import_module(module), attribute)
         return found
 
+    def name_in(self, keys: Mapping[str, Any], below: str = "") -> Any:
+        """Return the name that a mapping gives or implies.
+
+        Keys of ``below``, the entry that the mapping is put over, change that one.
+        """
+        if "name" in keys or not self.unnamed:
+            return keys.get("name", below or self.default)
+        own = self.load(below).model_fields if below in self.table() else {}
+        return below if own and keys.keys() <= own.keys() else self.unnamed
+
     def construct(self, value: Any) -> Any:
         """Return the object that a name, or a mapping of a name and keys, describes."""
         if isinstance(value, BaseModel):
@@ -80,7 +94,7 @@ class Plugin:
             raise PydanticCustomError(
                 "plugin", "must be the name of {kind}, or a mapping with a name", vars(self)
             )
-        name, names = keys.get("name", self.default), self.table()
+        name, names = self.name_in(keys), self.table()
         if name not in names:
             allowed = f"{', '.join(names)}{nearest(str(name), names)}"
             raise PydanticCustomError("plugin", "must be one of {allowed}", {"allowed": allowed})
@@ -220,6 +234,13 @@ class PruneConfig(Section):
         lt=1,
         description="Share of zeros, between 0 and 1; with N:M it follows from the pattern",
     )
+    allocation: Annotated[
+        Any, Plugin("spp_cli.allocation", "an allocation", "uniform", unnamed="globs")
+    ] = Field(
+        "uniform",
+        description="How much each layer loses: uniform, owl, or in YAML a mapping of globs to "
+        "ratios, of which the first that matches counts; the overall ratio is sparsity",
+    )
     include: Names = Field(
         ("*",), min_length=1, description="Globs of linear layers to prune, e.g. '*.mlp.*'"
     )
@@ -271,6 +292,19 @@ class PruneConfig(Section):
                 },
             )
         return sparsity
+
+    @field_validator("allocation")
+    @classmethod
+    def _is_not_fixed_by_the_pattern(cls, allocation: Any, info: ValidationInfo) -> Any:
+        pattern = info.data.get("pattern")
+        if parse_n_of_m(pattern) and allocation.name != "uniform":
+            raise PydanticCustomError(
+                "pattern",
+                "but pattern {pattern} gives every layer the same ratio. "
+                "Choose pattern: unstructured, or allocation: uniform",
+                {"pattern": pattern},
+            )
+        return allocation
 
 
 class TrainingDataConfig(Section):

@@ -96,7 +96,7 @@ def _section(field: FieldInfo, values: Any) -> type[BaseModel] | None:
     chooses = plugin(field)
     if chooses is None:
         return section_type(field.annotation)
-    name = values.get("name", chooses.default) if isinstance(values, Mapping) else values
+    name = chooses.name_in(values) if isinstance(values, Mapping) else values
     known = isinstance(name, str) and name in chooses.table()
     return chooses.load(str(name)) if known else None
 

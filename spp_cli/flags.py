@@ -110,6 +110,7 @@ _PRUNE = (
     Flag("Pruning", "prune.method"),
     Flag("Pruning", "prune.sparsity"),
     Flag("Pruning", "prune.pattern"),
+    Flag("Pruning", "prune.allocation"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),
     Flag("Calibration", "prune.calibration.source", "--calibration"),
@@ -170,5 +171,5 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "merge": (*_MERGE, *_DEVICE, *_RUN),
     "eval": (*_EVAL, *_DEVICE, *_RUN),
     "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
-    "run": (*_MODEL, *_DEVICE, *_PRUNE[:3], *_RUN),
+    "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }

@@ -149,6 +149,9 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
     everything = config.model_dump(mode="json")
     settings = {**everything[stage]}
     settings.pop("offload", None)
+    if stage == "prune" and settings["allocation"]["name"] == "globs":
+        # The first glob that matches counts: here the order of keys decides, and must be seen.
+        settings["allocation"] = [list(item) for item in settings["allocation"].items()]
     return {stage: settings}
 
 

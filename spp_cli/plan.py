@@ -32,7 +32,8 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     """Return what ``config`` would do, as a document of plain values.
 
     ``model``: path, kind, blocks, parameters, bytes. ``prune``: how, and for each of its
-    ``layers`` name, shape, ratio and ``problem``, why it cannot be pruned so. ``needs``: bytes at
+    ``layers`` name, shape, sparsity (None if it will be measured) and ``problem``, why it cannot be
+    pruned so. ``needs``: bytes at
     the peak of pruning on the device, in memory and on disk, read and written, and what Python and
     its ``libraries`` take of the memory besides. ``stages``: what is
     there of the run, and what would be done. ``problem``: what the prune stage would refuse.
@@ -53,8 +54,12 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     patterns = {linear.name: pattern for linear in linears}
+    settings.allocation.check(linears, pattern.sparsity)
     problems = misfits(linears, settings.method, patterns)
 
+    ratios: Mapping[str, float] = {}  # none yet, if they will be measured
+    if not settings.allocation.reads_text:
+        ratios = settings.allocation.allocate(linears, pattern.sparsity, None).ratios
     device = resolve_device(config.model.device)
     stored = _stored_dtype(config, checkpoint, model)
     compute = compute_dtype(device) or stored
@@ -90,13 +95,15 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         "prune": {
             "method": settings.method.name,
             "pattern": str(pattern),
+            "sparsity": pattern.sparsity,
             "refine": settings.refine.name,
+            "allocation": settings.allocation.name,
             "order": order if text else None,
             "offload": offload if text else None,
             "calibration": text and vars(text),
             "device": str(device),
             "layers": [
-                _layer(linear, pattern.sparsity, problems.get(linear.name))
+                _layer(linear, ratios.get(linear.name), problems.get(linear.name))
                 for linear in decoder.all_linears()
                 if linear.name in patterns
             ],
@@ -119,7 +126,7 @@ def _told_once(problems: Mapping[str, str]) -> str:
     return next(iter(problems.values())) + (f" (and {more} more such layers)" if more else "")
 
 
-def _layer(linear: Linear, ratio: float, problem: str | None) -> dict[str, Any]:
+def _layer(linear: Linear, ratio: float | None, problem: str | None) -> dict[str, Any]:
     return {
         "name": linear.name,
         "shape": list(linear.weight.shape),
@@ -144,7 +151,8 @@ def _stored_dtype(config: SppConfig, checkpoint: Checkpoint, model: Any) -> torc
 def _calibration(config: SppConfig, model_config: Any) -> CalibrationSize | None:
     """Return how much text will flow; None if nothing asks for any."""
     settings = config.prune.calibration
-    if not (config.prune.method.statistic or config.prune.refine.statistic):
+    asking = (config.prune.method.statistic, config.prune.refine.statistic)
+    if not any(asking) and not config.prune.allocation.reads_text:
         return None
     length = resolve_length(
         settings.sequence_length, model_config, setting="prune.calibration.sequence_length"

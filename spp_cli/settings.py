@@ -180,10 +180,10 @@ def _over(lower: Any, upper: Any, keys: Keys) -> Any:
     short = fields.shorthand(keys)
     if short and isinstance(lower, Mapping | str) and isinstance(upper, Mapping | str):
         lower, upper = ({short: v} if isinstance(v, str) else v for v in (lower, upper))
-        chooses = fields.plugin_at(keys)
-        was = chooses and lower.get("name", chooses.default)
-        if chooses and upper.get("name", was) != was:
-            return upper  # another method: the keys of the one below mean nothing to it
+        if chooses := fields.plugin_at(keys):
+            was = chooses.name_in(lower)
+            if chooses.name_in(upper, was) != was or was == chooses.unnamed:
+                return upper  # another method: the keys of the one below mean nothing to it
     if upper is None and isinstance(lower, Mapping):
         return lower  # a section left empty changes nothing
     if isinstance(upper, Mapping) and isinstance(lower, Mapping):

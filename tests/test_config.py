@@ -71,6 +71,13 @@ def test_a_sparsity_is_a_number_between_0_and_1(sparsity: Any) -> None:
         PruneConfig(sparsity=sparsity)
 
 
+@pytest.mark.parametrize("allocation", ["owl", {"*.mlp.*": 0.4}])
+def test_n_of_m_gives_every_layer_the_same_ratio(allocation: Any) -> None:
+    PruneConfig(pattern="2:4", allocation="uniform")
+    with pytest.raises(ValidationError, match="gives every layer the same ratio"):
+        PruneConfig.model_validate({"pattern": "2:4", "allocation": allocation})
+
+
 def test_true_is_no_number_and_one_is_not_true() -> None:
     with pytest.raises(ValidationError):
         CalibrationConfig(samples=True)

@@ -16,7 +16,9 @@ GROUND = {"errors", "config", "settings", "yaml12", "fields", "progress", "finge
 LEVELS = {
     **dict.fromkeys(GROUND, 0),
     **dict.fromkeys(("models", "sparsity", "data", "demo"), 1),
-    **dict.fromkeys(("pruning", "refining", "adapters", "training", "evaluation", "reporting"), 2),
+    **dict.fromkeys(
+        ("pruning", "refining", "allocation", "adapters", "training", "evaluation", "reporting"), 2
+    ),
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),

@@ -150,6 +150,15 @@ def test_other_settings_are_refused_with_the_difference_and_change_nothing(
     assert states() == dict.fromkeys(STAGES, "done")
 
 
+def test_globs_in_another_order_are_another_setting_for_the_first_counts():
+    ratios = {"layers.0.*": 0.6, "*.mlp.*": 0.4}
+    run("prune", name="globs", changes={"prune.allocation": ratios})
+    assert skipped(run("prune", name="globs", changes={"prune.allocation": ratios})) == ["prune"]
+    turned = dict(reversed(ratios.items()))
+    with pytest.raises(WorkspaceError, match=r"prune\.allocation: \["):
+        run("prune", name="globs", changes={"prune.allocation": turned})
+
+
 def test_another_dense_model_is_refused_like_another_setting():
     make_model("llama", Path("base"), torch.bfloat16, vocab_size=4096, intermediate_size=128)
     with pytest.raises(WorkspaceError, match=r"other settings: model\.digest: \w+ → \w+"):

@@ -169,6 +169,18 @@ MISTAKES = [
         "prune.calibration.sequence_length is 4; must be a whole number of at least 8 or auto",
     ),
     ("prune: {include: [1]}", "prune.include.0 is 1; must be text"),
+    (
+        "prune: {allocation: {'*.mlp.*': 80%}}",
+        "prune.allocation.*.mlp.* is '80%'; must be a number of at least 0 and below 1",
+    ),
+    (
+        "prune: {allocation: {name: owl, widht: 0.1}}",
+        "unknown key 'prune.allocation.widht'. Did you mean 'width'?",
+    ),
+    (
+        "prune: {allocation: {name: owl, multiple: 0}}",
+        "prune.allocation.multiple is 0; must be a number above 0",
+    ),
     ("prune: {include: []}", "prune.include is []; must not be empty"),
     (
         "eval: {stages: [prun]}",
@@ -280,6 +292,31 @@ def test_another_method_drops_the_keys_of_the_one_below_and_the_same_keeps_them(
     other = validate(stack(file, from_set("prune.method=wanda"))).prune.method
     assert (same.name, same.damping) == ("sparsegpt", 0.1)
     assert other.name == "wanda"
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "means"),
+    [
+        ("owl", "prune.allocation.multiple=5", {"name": "owl", "multiple": 5.0, "width": 0.08}),
+        ("{name: owl, width: 0.1}", "prune.allocation=uniform", {"name": "uniform"}),
+        ("owl", "prune.allocation={'q_proj': 0.3}", {"name": "globs", "q_proj": 0.3}),
+        ("{'*.mlp.*': 0.8}", "prune.allocation.q_proj=0.3", {"name": "globs", "q_proj": 0.3}),
+        ("{q_proj: 0.3}", "prune.allocation=owl", {"name": "owl", "multiple": 3, "width": 0.08}),
+    ],
+)
+def test_globs_are_told_from_keys_of_an_allocation_and_replaced_as_a_whole(
+    below: str, above: str, means: dict[str, Any], read: Any
+) -> None:
+    config = validate(stack(read(f"prune: {{allocation: {below}}}"), from_set(above)))
+    assert config.prune.allocation.model_dump() == means
+
+
+def test_globs_are_dumped_in_their_order(read: Any) -> None:
+    config = validate(read("prune: {allocation: {'*.mlp.*': 0.8, 'layers.0.*': 0}}"))
+    again = validate(read(dump_yaml(config)))
+    assert again == config
+    ratios = list(again.prune.allocation.model_dump().items())
+    assert ratios == [("name", "globs"), ("*.mlp.*", 0.8), ("layers.0.*", 0.0)]
 
 
 def test_a_value_where_a_section_belongs_is_refused_even_under_a_flag(read: Any) -> None:

@@ -22,6 +22,9 @@ class Known:
     def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
         self._statistics = statistics
 
+    def __getitem__(self, kind: type[Statistic]) -> Statistic:
+        return self._statistics[kind]
+
     def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
         """Return the statistic that a method or a refinement asks for."""
         return self._statistics[asking.statistic] if asking.statistic else None

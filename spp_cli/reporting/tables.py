@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -157,20 +156,19 @@ def plan_table(document: Mapping[str, Any]) -> str:
 
 def _layers_by_kind(prune: Mapping[str, Any]) -> str:
     """Return one line for the layers that differ only in the numbers of their block or expert."""
-    kinds: dict[tuple[str, ...], list[float]] = {}
+    kinds: dict[tuple[str, ...], int] = {}
     for layer in prune["layers"]:
         kind = re.sub(r"\.[0-9]+(?=\.)", ".*", layer["name"])
         shape = " × ".join(map(str, layer["shape"]))
-        fate = "does not fit" if layer["problem"] else f"{layer['sparsity']:.4f}"
-        kinds.setdefault((kind, shape, fate), []).append(math.prod(layer["shape"]))
-    rows = [[kind, shape, str(len(same)), fate] for (kind, shape, fate), same in kinds.items()]
+        fate = prune["allocation"]
+        if layer["problem"] or layer["sparsity"] is not None:
+            fate = "does not fit" if layer["problem"] else f"{layer['sparsity']:.4f}"
+        kinds[kind, shape, fate] = kinds.get((kind, shape, fate), 0) + 1
+    rows = [[kind, shape, str(same), fate] for (kind, shape, fate), same in kinds.items()]
     left = [re.sub(r"\.[0-9]+(?=\.)", ".*", name) for name in prune["left_dense"]]
     rows += [[kind, "", str(left.count(kind)), "left dense"] for kind in dict.fromkeys(left)]
-    sizes = [math.prod(layer["shape"]) for layer in prune["layers"]]
-    kept = math.fsum(
-        layer["sparsity"] * size for layer, size in zip(prune["layers"], sizes, strict=True)
-    )
-    rows.append(["all that are pruned", "", str(len(sizes)), f"{kept / sum(sizes):.4f}"])
+    number = str(len(prune["layers"]))
+    rows.append(["all that are pruned", "", number, f"{prune['sparsity']:.4f}"])
     return table(["layer", "shape", "layers", "sparsity"], rows)
 
 

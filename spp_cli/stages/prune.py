@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spp_cli.allocation.dense import DenseModel
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import TokenSet, calibration_tokens, check_vocabulary, resolve_length
 from spp_cli.fingerprint import write_json
@@ -27,6 +28,7 @@ from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import write_sparsity_record
+from spp_cli.stages.allocating import allocate
 from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.stage import Result, Sources
 
@@ -52,20 +54,26 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     decoder, blocks = model.decoder, len(model.decoder.blocks)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
-    patterns = {linear.name: pattern for linear in linears}
-    check_fits(linears, settings.method, patterns)
+    check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
+    settings.allocation.check(linears, pattern.sparsity)
     stored_as = {
         linear.name: source.stored_name(f"{linear.name}.weight", model.model.base_model_prefix)
         for linear in linears
     }
+    calibration = _calibration(config, sources, model.model.config, reporter)
+    batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
+
+    def activations() -> ActivationStore:
+        return _activations(config, batches, model.model, device, target / RESUME)
+
+    dense = DenseModel(model, batches, device, activations, reporter)
+    shares = allocate(settings.allocation, linears, pattern, dense, target / RESUME)
     recipe = Recipe(
         settings.method,
         settings.refine,
-        patterns,
+        shares.patterns,
         stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
     )
-    calibration = _calibration(config, recipe, sources, model.model.config, reporter)
-    batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
 
     rewriter = CheckpointRewriter(source, target, decoder, cast_to)
     records = BlockRecords(target / RESUME / "blocks")
@@ -86,7 +94,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         )
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     write_json(target / PROGRESS, progress)
-    activations = _activations(config, batches, model.model, device, target / RESUME)
     for block, layers in prune_blocks(
         model,
         batches,
@@ -94,7 +101,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         recipe,
         order=ORDERS[order](),
         device=device,
-        activations=activations,
+        activations=activations(),
         done=done,
         reporter=reporter,
     ):
@@ -116,7 +123,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "sparsity": overall,
             "linears": len(linears),
             "order": order if batches else None,
-            "layers": figures,
+            "layers": {
+                name: {"target": shares.ratios[name], **figure} for name, figure in figures.items()
+            },
+            "allocation": shares.described(),
             "calibration": _described(calibration),
         },
         digest,
@@ -124,11 +134,12 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
 
 def _calibration(
-    config: SppConfig, recipe: Recipe, sources: Sources, model_config: Any, reporter: Reporter
+    config: SppConfig, sources: Sources, model_config: Any, reporter: Reporter
 ) -> TokenSet | None:
     """Return the calibration tokens; None if nothing asks to know of any inputs."""
     settings = config.prune.calibration
-    if not recipe.statistics():
+    asking = (config.prune.method.statistic, config.prune.refine.statistic)
+    if not any(asking) and not config.prune.allocation.reads_text:
         return None
     length = resolve_length(
         settings.sequence_length, model_config, setting="prune.calibration.sequence_length"

@@ -114,6 +114,22 @@ def test_without_masks_the_recorded_pattern_still_holds_what_was_pruned(pruned):
     assert verify_folder(folder).problems == (f"{LAYER}: 1 groups violate 2:4",)
 
 
+def test_layers_that_lose_unlike_shares_are_held_to_their_own(pruned):
+    folder = pruned(sparsity=0.6, allocation={"*.mlp.*": 0.7})
+    report = verify_folder(folder)
+    assert (report.ok, report.pattern) == (True, "unstructured 0.6")
+    assert report.sparsity == pytest.approx(0.6, abs=1e-3)
+    (folder / FILE_NAME).unlink()
+    assert verify_folder(folder).ok
+
+    def fill_one(weight):  # the layer is still sparser than the model
+        row, column = (weight == 0).nonzero()[0]
+        weight[row, column] = 1.0
+
+    change_weight(folder, fill_one)
+    assert verify_folder(folder).problems == (f"{LAYER}: 1 pruned weights are not zero",)
+
+
 def test_sparsity_is_counted_to_the_element(pruned):
     report = verify_folder(pruned(sparsity=0.6))
     for layer in report.layers:

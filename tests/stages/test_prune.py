@@ -8,11 +8,15 @@ import pytest
 import torch
 from conftest import add_tokenizer, make_model
 
+from spp_cli.allocation.owl import OWL
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.decoder import Decoder, Linear
+from spp_cli.models.loading import empty_model
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from spp_cli.progress import Silent
+from spp_cli.pruning.statistics import InputNorm
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
 from spp_cli.stages import prune
 from spp_cli.stages.block_records import BlockRecords
@@ -113,6 +117,85 @@ def test_a_killed_pruning_goes_on_in_the_order_it_began_with(dense, tmp_path, mo
         assert run(dense, tmp_path / "cut", sparsity=0.5).metrics["order"] == "one-pass"
     run(dense, tmp_path / "whole", sparsity=0.5, order="one-pass")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("block", [None, 0, 2])
+def test_a_killed_pruning_goes_on_with_the_ratios_it_began_with(
+    block, dense, tmp_path, monkeypatch
+):
+    whole = run(dense, tmp_path / "whole", allocation="owl")
+
+    def dying(self, index, *arguments):
+        if block is None or index == block:
+            raise Killed
+        original(self, index, *arguments)
+
+    owner, name = (BlockRecords, "write") if block is not None else (InputNorm, "norm")
+    original = getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying if block is not None else lambda self: dying(self, 0))
+        with pytest.raises(Killed):
+            run(dense, tmp_path / "cut", allocation="owl")
+    with monkeypatch.context() as patch:
+        if block is not None:  # measured before the kill, and never again: this would fail
+            patch.setattr(OWL, "allocate", None)
+        result = run(dense, tmp_path / "cut", allocation="owl")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert result.metrics == whole.metrics
+
+
+def test_ratios_that_were_damaged_on_disk_are_found_anew(dense, tmp_path, monkeypatch):
+    run(dense, tmp_path / "whole", allocation="owl")
+    (tmp_path / "cut/.resume").mkdir(parents=True)
+    (tmp_path / "cut/.resume/allocation.json").write_text('{"ratios": ')
+    run(dense, tmp_path / "cut", allocation="owl")
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+@pytest.mark.parametrize("allocation", ["owl", {"*.mlp.*": 0.7, "layers.1.*": 0.3}])
+@pytest.mark.parametrize("sparsity", [0.55, 0.6])
+def test_the_overall_sparsity_is_exact_however_it_is_shared_out(
+    method, allocation, sparsity, dense, tmp_path
+):
+    talk = Talk()
+    result = run(
+        dense, tmp_path / "a", talk, method=method, allocation=allocation, sparsity=sparsity
+    )
+    layers = result.metrics["layers"]
+    sizes = {name: linear.weight.numel() for name, linear in linears_of(dense).items()}
+    targets = sum(layers[name]["target"] * sizes[name] for name in sizes)
+    assert targets / sum(sizes.values()) == pytest.approx(sparsity, abs=1e-9)
+    # Half a column of the tallest layer, 96 rows; SparseGPT rounds down in each of its blocks.
+    assert abs(result.metrics["sparsity"] - sparsity) * sum(sizes.values()) <= 48 + len(sizes)
+    for name, linear in linears_of(dense).items():
+        off = layers[name]["sparsity"] - layers[name]["target"]
+        assert abs(off) <= 1 / linear.in_features + 1e-9
+    described = result.metrics["allocation"]
+    assert list(described["blocks"]) == [f"model.layers.{block}" for block in range(BLOCKS)]
+    (line,) = [line for line in talk.said if line.startswith("allocation")]
+    assert described["name"] in line
+
+
+def test_under_owl_all_linears_of_a_block_are_asked_for_its_ratio(dense, tmp_path):
+    metrics = run(dense, tmp_path / "a", allocation={"name": "owl", "width": 0.2}).metrics
+    blocks = metrics["allocation"]["blocks"]
+    assert max(blocks.values()) - min(blocks.values()) == pytest.approx(0.4)
+    for name, layer in metrics["layers"].items():
+        path = ".".join(name.split(".")[:3])
+        assert layer["target"] == pytest.approx(blocks[path], abs=1e-12)
+
+
+def test_uniform_rounds_down_as_the_published_methods_do(dense, tmp_path):
+    metrics = run(dense, tmp_path / "a", sparsity=0.6).metrics
+    assert metrics["allocation"]["name"] == "uniform"
+    for name, linear in linears_of(dense).items():
+        width = linear.in_features
+        assert metrics["layers"][name] == {"target": 0.6, "sparsity": 6 * width // 10 / width}
+
+
+def linears_of(dense: Path) -> dict[str, Linear]:
+    return {linear.name: linear for linear in Decoder(empty_model(Checkpoint(dense))).all_linears()}
 
 
 def test_a_finished_pruning_leaves_nothing_to_resume_behind(dense, tmp_path):

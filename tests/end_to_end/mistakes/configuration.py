@@ -61,6 +61,24 @@ MISTAKES = [
         "--set prune.method.dampin=0.1: unknown key 'prune.method.dampin'. Did you mean 'damping'?",
     ),
     Mistake(
+        "an unknown allocation",
+        "spp prune small.yaml --allocation olw",
+        "--allocation: prune.allocation is 'olw'; must be one of uniform, owl, globs. "
+        "Did you mean 'owl'?",
+    ),
+    Mistake(
+        "an allocation for a pattern that fixes it",
+        "spp prune small.yaml --pattern 2:4 --allocation owl",
+        "--allocation: prune.allocation is 'owl'; but pattern 2:4 gives every layer the same "
+        "ratio. Choose pattern: unstructured, or allocation: uniform",
+    ),
+    Mistake(
+        "a ratio of all",
+        "spp prune mine.yaml",
+        "mine.yaml:3: prune.allocation.*.mlp.* is 1; must be a number of at least 0 and below 1",
+        (written("mine.yaml", "prune:\n  allocation:\n    '*.mlp.*': 1\n"),),
+    ),
+    Mistake(
         "an unknown stage",
         "spp eval small.yaml --stage pruned",
         "--stage: eval.stages is 'pruned'; must be dense, prune, finetune or merge. "
@@ -117,7 +135,7 @@ MISTAKES = [
         "a --set of a section",
         "spp prune small.yaml --set prune=wanda",
         "--set prune=wanda: prune is 'wanda'; must be a section with the keys method, pattern, "
-        "sparsity, include, exclude, refine, calibration, order, offload",
+        "sparsity, allocation, include, exclude, refine, calibration, order, offload",
     ),
     Mistake(
         "several mistakes in one file",

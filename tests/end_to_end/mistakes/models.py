@@ -267,6 +267,30 @@ MISTAKES = [
         "prune.exclude has 'model.layers.7.*', which matches no linear layer. There are: q_proj, …",
     ),
     Mistake(
+        "ratios for layers that are not there",
+        f"{PRUNE} --allocation '{{\"*.fc1\": 0.6}}'",
+        "prune.allocation has '*.fc1', which matches no linear layer. There are: q_proj, k_proj, "
+        "v_proj, o_proj, gate_proj, up_proj, down_proj",
+    ),
+    Mistake(
+        "ratios that leave the rest too much to lose",
+        f"{PRUNE} --allocation '{{\"*.mlp.*\": 0.1}}'",
+        "prune.sparsity is 0.5; the globs of prune.allocation leave it between … and …, "
+        "whatever the other layers lose. Change prune.sparsity, or the ratios",
+    ),
+    Mistake(
+        "ratios for all layers that make another sparsity",
+        f"{PRUNE} --allocation '{{\"*\": 0.6}}'",
+        "prune.sparsity is 0.5; the globs of prune.allocation match every layer and make it 0.6. "
+        "Set prune.sparsity to that, or leave some layers to no glob",
+    ),
+    Mistake(
+        "a ratio that a glob before it overrules",
+        f"{PRUNE} --allocation '{{\"*.mlp.*\": 0.6, up_proj: 0.4}}'",
+        "prune.allocation has 'up_proj', all of whose layers match a glob before it; "
+        "the first counts. Put it further up, or leave it out",
+    ),
+    Mistake(
         "an --exclude of everything",
         f"{PRUNE} --exclude '*'",
         "prune.include and prune.exclude leave no linear layer",

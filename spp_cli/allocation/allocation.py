@@ -1,0 +1,58 @@
+"""What an allocation is: it says which share of its weights each linear is to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from spp_cli.allocation.dense import DenseModel
+from spp_cli.config import Section
+from spp_cli.models.decoder import Linear
+
+__all__ = ["Allocated", "Allocation", "Uniform"]
+
+
+class Allocated(NamedTuple):
+    """The ratio of each linear by name, 0 to 1; what to say of them; numbers for the manifest."""
+
+    ratios: Mapping[str, float]
+    summary: str
+    record: Mapping[str, Any] = MappingProxyType({})
+
+
+class Allocation(Section):
+    """Base of all allocations: one frozen model whose fields are its YAML keys."""
+
+    reads_text: ClassVar[bool] = False  # whether it looks at the calibration text
+
+    name: str
+
+    def check(self, linears: Sequence[Linear], sparsity: float) -> None:
+        """Refuse, before any text is read, what can never be allocated.
+
+        Raises:
+            ConfigError: the settings do not suit ``linears``, or cannot come to ``sparsity``.
+        """
+
+    def allocate(
+        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
+    ) -> Allocated:
+        """Return the ratio of each of ``linears``, at least 0 and below 1.
+
+        Their mean, weighted by the number of weights, is ``sparsity``. ``dense`` is there for those
+        that read text.
+        """
+        raise NotImplementedError
+
+
+class Uniform(Allocation):
+    """Every linear loses the same share."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def allocate(
+        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
+    ) -> Allocated:
+        ratios = {linear.name: sparsity for linear in linears}
+        return Allocated(ratios, f"{sparsity:.4g} everywhere")

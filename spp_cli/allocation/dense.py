@@ -1,0 +1,80 @@
+"""The dense model, and the calibration text to look at it with, for allocations that measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spp_cli.models.activations import ActivationStore
+from spp_cli.models.calls import capture_calls
+from spp_cli.models.decoder import Linear
+from spp_cli.models.streaming import BlockSource
+from spp_cli.progress import Reporter
+from spp_cli.pruning.orders import dense_inputs
+from spp_cli.pruning.statistics import Statistic
+
+__all__ = ["DenseModel"]
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """Everything there is to measure on before pruning begins.
+
+    ``batches`` are calibration tokens, (sequences, tokens) each; ``activations`` makes an empty
+    store for their hidden states.
+    """
+
+    source: BlockSource
+    batches: Sequence[Tensor]
+    device: torch.device
+    activations: Callable[[], ActivationStore]
+    reporter: Reporter
+
+    def blocks_of(self, linears: Sequence[Linear]) -> dict[str, list[Linear]]:
+        """Return ``linears`` by the path of their block, in order; blocks without any are left out.
+
+        The weights may be empty: they are there only while ``statistics`` gives them.
+        """
+        wanted = {linear.name for linear in linears}
+        decoder = self.source.decoder
+        blocks = {
+            f"{decoder.path}.{index}": [lin for lin in decoder.linears(index) if lin.name in wanted]
+            for index in range(len(decoder.blocks))
+        }
+        return {path: inside for path, inside in blocks.items() if inside}
+
+    @torch.no_grad()
+    def statistics(
+        self, linears: Sequence[Linear], kind: type[Statistic]
+    ) -> Iterator[tuple[str, list[tuple[Linear, Any]]]]:
+        """Yield each block's path, and its ``linears`` with what ``kind`` knows of their inputs.
+
+        Linears that no text reaches are left out. One block is in memory at a time, and its weights
+        are there until the next is asked for. The text passes every block once.
+        """
+        chosen, decoder = self.blocks_of(linears), self.source.decoder
+        self.source.place_shell(self.device)
+        self.source.load(0, self.device)
+        placed = (batch.to(self.device) for batch in self.batches)
+        calls = capture_calls(decoder, placed, self.activations())
+        with self.reporter.task("allocation", len(decoder.blocks), "blocks") as progress:
+            for index in range(len(decoder.blocks)):
+                block = self.source.load(index, self.device)
+                path = f"{decoder.path}.{index}"
+                inside = chosen.get(path, [])
+                known = {
+                    linear.name: inputs
+                    for group, inputs in dense_inputs(
+                        block, index, inside, calls, [kind], flow_on=True
+                    )
+                    for linear in group
+                }
+                if inside:
+                    reached = [(lin, known[lin.name]) for lin in inside]
+                    yield path, [(lin, inputs[kind]) for lin, inputs in reached if inputs]
+                self.source.free(index)
+                progress.advance(1)

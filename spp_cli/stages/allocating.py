@@ -1,0 +1,74 @@
+"""How much each linear is to lose: found once, kept for a resume, put into the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spp_cli.allocation.allocation import Allocated, Allocation
+from spp_cli.allocation.budget import weighted_mean, whole_counts
+from spp_cli.allocation.dense import DenseModel
+from spp_cli.fingerprint import write_json
+from spp_cli.models.decoder import Linear
+from spp_cli.sparsity.patterns import Pattern
+
+__all__ = ["Shares", "allocate"]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The ratio that was allocated to each linear by name, and the pattern that comes nearest."""
+
+    ratios: Mapping[str, float]
+    patterns: Mapping[str, Pattern]
+    blocks: Mapping[str, float]  # the mean ratio of each block, by its path
+    name: str
+    record: Mapping[str, Any]
+
+    def described(self) -> dict[str, Any]:
+        """Return what the manifest says of the allocation; the ratios of layers stand there too."""
+        return {"name": self.name, "blocks": dict(self.blocks), **self.record}
+
+
+def allocate(
+    allocation: Allocation,
+    linears: Sequence[Linear],
+    pattern: Pattern,
+    dense: DenseModel,
+    resume: Path,
+) -> Shares:
+    """Return how much each of ``linears`` is to lose, ``pattern.sparsity`` in all.
+
+    What was measured on the dense model is kept in ``resume``, so that a pruning that goes on after
+    a kill goes on with the same ratios.
+    """
+    kept = resume / "allocation.json"
+    allocated = _read(kept) if allocation.reads_text else None
+    if allocated is None:
+        allocated = allocation.allocate(linears, pattern.sparsity, dense)
+        if allocation.reads_text:
+            resume.mkdir(parents=True, exist_ok=True)
+            write_json(kept, allocated._asdict())
+    patterns: Mapping[str, Pattern] = dict.fromkeys(allocated.ratios, pattern)
+    if allocation.name != "uniform":
+        dense.reporter.say(f"allocation {allocation.name}: {allocated.summary}")
+        shapes = {linear.name: (*linear.weight.shape,) for linear in linears}
+        patterns = whole_counts(allocated.ratios, shapes)
+    blocks = {
+        path: weighted_mean(
+            [allocated.ratios[linear.name] for linear in inside],
+            [linear.weight.numel() for linear in inside],
+        )
+        for path, inside in dense.blocks_of(linears).items()
+    }
+    return Shares(allocated.ratios, patterns, blocks, allocation.name, allocated.record)
+
+
+def _read(kept: Path) -> Allocated | None:
+    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged: measured anew
+        return Allocated(**json.loads(kept.read_bytes()))
+    return None
