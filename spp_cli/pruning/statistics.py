@@ -45,7 +45,7 @@ class InputNorm(Statistic):
         self._total = torch.zeros(in_features, device=device)
 
     def update(self, inputs: Tensor, samples: int) -> None:
-        self._total += inputs.square().sum(dim=(0, 1))
+        self._total += inputs.flatten(0, -2).square().sum(dim=0)
         self.samples += samples
 
     def is_finite(self) -> bool:
@@ -64,7 +64,7 @@ class Gram(Statistic):
         self._total = torch.zeros(in_features, in_features, device=device)
 
     def update(self, inputs: Tensor, samples: int) -> None:
-        rows = inputs.flatten(0, 1)
+        rows = inputs.flatten(0, -2)
         for start, end in self._panels():
             self._total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
         self.samples += samples

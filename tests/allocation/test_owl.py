@@ -85,7 +85,7 @@ def test_a_block_is_judged_as_a_plain_look_at_the_dense_model_judges_it(
         norms[linear.name] = InputNorm(linear.in_features, CPU)
 
         def hook(module, args, norm=norms[linear.name]):
-            norm.update(args[0].reshape(-1, args[0].shape[-1]), samples=1)
+            norm.update(args[0].reshape(1, -1, args[0].shape[-1]), samples=1)
 
         hooks.append(linear.module.register_forward_pre_hook(hook))
     for sequence in tokens():
