@@ -66,7 +66,8 @@ class Gram(Statistic):
 class Moments(InputNorm):
     """Sum over tokens, averaged over samples, and variance of each input: (in_features,) both.
 
-    The variance is the mean over samples of each sequence's own (population) variance.
+    The variance is the mean over samples of each sequence's own (population) variance. An expert
+    gets some tokens of each sequence, and is not told of which: they count as one sequence.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -76,9 +77,10 @@ class Moments(InputNorm):
 
     def update(self, inputs: Tensor, samples: int) -> None:
         super().update(inputs, samples)
-        sequences = inputs.view(samples, -1, inputs.shape[-1])
+        told_apart = samples if len(inputs) % samples == 0 else 1
+        sequences = inputs.view(told_apart, -1, inputs.shape[-1])
         self._sum += inputs.sum(dim=0)
-        self._variance += sequences.var(dim=1, correction=0).sum(dim=0)
+        self._variance += sequences.var(dim=1, correction=0).mean(dim=0) * samples
 
     def mean(self) -> Tensor:
         """Return the sum over a sequence's tokens, averaged over samples."""
