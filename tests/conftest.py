@@ -45,6 +45,30 @@ GEMMA3 = {
     "layer_types": ["sliding_attention", "full_attention"],  # each with its own rotary table
 }
 
+QWEN_MOE = {
+    **COMMON,
+    **HEADS,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+}
+DEEPSEEK = {
+    **COMMON,
+    **HEADS,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 96,
+    "first_k_dense_replace": 1,  # the first block has no experts
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+
 # name → config class and its settings; each becomes a model of some 100 k parameters
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", {**COMMON, **HEADS}),
@@ -66,6 +90,12 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "phi": ("PhiConfig", {**COMMON, **HEADS}),
     "openai-gpt": ("OpenAIGPTConfig", {k: v for k, v in GPT2.items() if k != "n_inner"}),
     "mixtral": ("MixtralConfig", {**COMMON, **HEADS, "num_local_experts": 4}),
+    "qwen2_moe": ("Qwen2MoeConfig", QWEN_MOE | {"shared_expert_intermediate_size": 80}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**QWEN_MOE, "head_dim": 16}),
+    "olmoe": ("OlmoeConfig", {**COMMON, **HEADS, "num_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+    "granitemoe": ("GraniteMoeConfig", {**COMMON, **HEADS, "num_local_experts": 4}),
+    "gpt_oss": ("GptOssConfig", {**COMMON, **HEADS, "head_dim": 16, "num_local_experts": 4}),
 }
 
 

@@ -117,10 +117,10 @@ class Checkpoint:
         """Bytes of the weight files."""
         return sum(path.stat().st_size for path in self._files)
 
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor as it is stored."""
+    def tensor(self, name: str, index: int | None = None) -> Tensor:
+        """Return one tensor as it is stored, or what is at ``index`` of its first axis."""
         try:
-            return self._files[self.locations[name]].read(name)
+            return self._files[self.locations[name]].read(name, index)
         except OSError as error:
             raise ModelError(f"{self.locations[name]}: cannot read {name}: {error}") from error
 
@@ -131,22 +131,6 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of one tensor without reading it."""
         return self._files[self.locations[name]].dtype(name)
-
-    def stored_name(self, name: str, base_prefix: str) -> str:
-        """Return the name under which the model's parameter ``name`` is stored.
-
-        Checkpoints saved from a base model lack the prefix, as many on the hub do.
-
-        Raises:
-            ModelError: it is not there.
-        """
-        prefix = f"{base_prefix}."
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in self.locations:
-                return candidate
-        raise ModelError(
-            f"{self.folder} has no tensor {name}, which its config.json asks for. Copy it anew"
-        )
 
 
 def _open(path: Path) -> TensorFile:

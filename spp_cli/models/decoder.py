@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spp_cli.errors import ConfigError, ModelError
+from spp_cli.models.experts import routers
 
 __all__ = ["BLOCKS", "Decoder", "Linear", "select"]
 
@@ -71,7 +72,10 @@ class Decoder:
         self.blocks: list[nn.Module] = list(blocks)
 
     def linears(self, index: int) -> list[Linear]:
-        """Return the linear layers of one block, in the order of their definition."""
+        """Return the linear layers of one block, in the order of their definition.
+
+        What chooses among experts is none of them: it is small, and decides where tokens go.
+        """
         return _linears(self.blocks[index], f"{self.path}.{index}")
 
     def all_linears(self) -> list[Linear]:
@@ -81,7 +85,7 @@ class Decoder:
     def outside_linears(self) -> dict[str, int]:
         """Return the matrices of all blocks that are in no linear layer, and their sizes.
 
-        A mixture of experts often keeps the weights of all experts in one tensor of three axes.
+        Such are routers, convolutions, and experts that are no modules known to ``take_apart``.
         """
         inside = {id(linear.parameter) for linear in self.all_linears()}
         return {
@@ -105,10 +109,11 @@ def _tensors(module: nn.Module, recurse: bool = True) -> list[Tensor]:
 
 
 def _linears(module: nn.Module, name: str) -> list[Linear]:
+    routing = {id(router) for router in routers(module)}
     return [
         Linear(f"{name}.{path}", child)
         for path, child in module.named_modules()
-        if isinstance(child, nn.Linear | Conv1D)
+        if isinstance(child, nn.Linear | Conv1D) and id(child) not in routing
     ]
 
 

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from spp_cli.errors import ConfigError, ModelError
 from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.experts import take_apart
 
 __all__ = [
     "compute_dtype",
@@ -73,6 +74,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the model on the CPU, in evaluation mode, its weights as stored or cast to ``dtype``.
 
+    The experts of a mixture are linears of their own.
+
     Raises:
         ModelError: not a decoder-only language model, or the weights do not fit the config.
     """
@@ -101,6 +104,7 @@ def load_model(
             f"{checkpoint.folder}: {name} is {tuple(stored)}, and config.json asks for "
             f"{tuple(asked)}. Copy or download the model anew"
         )
+    take_apart(model)
     return model.eval()
 
 
@@ -119,6 +123,7 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
         except (*_BAD_CONFIG, RuntimeError, ImportError) as error:
             raise ModelError(f"{checkpoint.folder} cannot be built: {_one_line(error)}") from error
     model.tie_weights()  # what is moved to the meta device one by one is no longer the same
+    take_apart(model)
     return model.eval()
 
 

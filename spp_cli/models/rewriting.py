@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spp_cli.models.checkpoint import INDEX, SINGLE, Checkpoint
+from spp_cli.models.checkpoint import INDEX, SINGLE
 from spp_cli.models.decoder import Decoder
+from spp_cli.models.experts import Part
+from spp_cli.models.stored import StoredTensors
 from spp_cli.models.tensor_file import Layout, TensorFile, write_tensors
 
 __all__ = ["CheckpointRewriter"]
@@ -29,23 +31,25 @@ class CheckpointRewriter:
 
     def __init__(
         self,
-        source: Checkpoint,
+        stored: StoredTensors,
         target: Path,
         decoder: Decoder,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._source = source
+        self._stored = stored
+        self._source = stored.checkpoint
         self._target = target
         self._dtype = dtype
         blocks = len(decoder.blocks)
         prefix = decoder.model.base_model_prefix
         inner = decoder.path.removeprefix(f"{prefix}.")
-        # The names with which a checkpoint may begin, as in Checkpoint.stored_name.
+        # The names with which what is no tensor of the model may begin.
         starts = (decoder.path, inner, f"{prefix}.{inner}")
         self._names: list[list[str]] = [[] for _ in range(blocks + 1)]
         self._shard_of: dict[str, int] = {}
-        for name in source.locations:
-            shard = self._shard_of[name] = _block_of(name, starts, blocks)
+        for name in self._source.locations:
+            shard = _block_of(stored.model_name(name), starts, blocks)
+            self._shard_of[name] = shard
             self._names[shard].append(name)
 
     def is_written(self, shard: int) -> bool:
@@ -53,20 +57,33 @@ class CheckpointRewriter:
         return self._path(shard).exists()
 
     def write(self, shard: int, replaced: Mapping[str, Tensor]) -> None:
-        """Write the tensors of one block, those of ``replaced`` (by stored name) in their place."""
+        """Write the tensors of one block, with ``replaced`` in their place.
 
+        ``replaced`` has the names and the layout of the model's tensors; each may be a stored
+        tensor or a part of one.
+        """
         layouts = {name: self._layout(name) for name in self._names[shard]}
+        parts: dict[str, list[tuple[Part, Tensor]]] = {}
+        for name, tensor in replaced.items():
+            part = self._stored.part(name)
+            parts.setdefault(part.name, []).append((part, tensor))
 
         def read(name: str) -> Tensor:
-            tensor = replaced[name] if name in replaced else self._source.tensor(name)
-            return tensor.to(layouts[name][1])
+            stored = self._source.tensor(name).to(layouts[name][1])
+            for part, tensor in parts.get(name, ()):
+                part.of(stored).copy_(tensor)
+            return stored
 
         write_tensors(self._path(shard), layouts, read, _METADATA)
 
-    def read(self, name: str) -> Tensor:
-        """Return a stored tensor: as written if its shard is, else as in the source."""
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return a stored tensor: as written if its shard is, else as in the source.
+
+        With ``index``: only what is there on its first axis.
+        """
         path = self._path(self._shard_of[name])
-        return TensorFile(path).read(name) if path.exists() else self._source.tensor(name)
+        source = TensorFile(path).read if path.exists() else self._source.tensor
+        return source(name, index)
 
     def finish(self) -> None:
         """Write what is in no block, then the index; a small model becomes one file."""

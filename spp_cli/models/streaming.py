@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model, load_model
+from spp_cli.models.stored import Read, StoredTensors
 
 __all__ = ["BlockSource", "ResidentModel", "StreamedModel", "open_model"]
 
@@ -74,28 +75,25 @@ class StreamedModel(BlockSource):
         self.model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
         self.decoder = Decoder(self.model)
         self._dtype = dtype or getattr(self.model.config.get_text_config(), "dtype", None)
-        self._read: Callable[[str], Tensor] = checkpoint.tensor
-        self._stored_names = self._match(checkpoint)
+        self.stored = StoredTensors(checkpoint, self.model)
+        self._read: Read = checkpoint.tensor
+        self._check()
 
-    def _match(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """Return the stored name of every tensor that a forward without the head reads."""
-        names = {}
+    def _check(self) -> None:
+        """Look for every tensor that a forward without the head reads."""
         base = {id(module) for module in self.model.base_model.modules()}
         for path, module in self.model.named_modules():
             if id(module) not in base:
                 continue
             for name, tensor in _stored(module):
-                full = f"{path}.{name}" if path else name
-                stored = checkpoint.stored_name(full, self.model.base_model_prefix)
-                if checkpoint.shape(stored) != tuple(tensor.shape):
+                full = _join(path, name)
+                if self.stored.shape(full) != tuple(tensor.shape):
                     raise ModelError(
-                        f"{checkpoint.folder}: {stored} is {checkpoint.shape(stored)}, and "
-                        f"config.json makes it {tuple(tensor.shape)}. Copy the model anew"
+                        f"{self.stored.checkpoint.folder}: {full} is {self.stored.shape(full)}, "
+                        f"and config.json makes it {tuple(tensor.shape)}. Copy the model anew"
                     )
-                names[full] = stored
-        return names
 
-    def read_from(self, read: Callable[[str], Tensor]) -> None:
+    def read_from(self, read: Read) -> None:
         """Read from now on what ``read`` returns for a stored name, such as a pruned weight."""
         self._read = read
 
@@ -125,13 +123,19 @@ class StreamedModel(BlockSource):
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
         for name, tensor in list(_stored(module)):
-            value = self._read(self._stored_names[_join(path, name)])
-            if value.is_floating_point() and self._dtype is not None:
-                value = value.to(self._dtype)
+            full = _join(path, name)
+            value = self.stored.read(full, self._read)
+            if value.is_floating_point() and (dtype := self._dtype_of(full)) is not None:
+                value = value.to(dtype)
             if isinstance(tensor, nn.Parameter):
                 module._parameters[name] = _parameter(value.to(device))
             else:
                 module._buffers[name] = value.to(device)
+
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        """Return the type of a tensor: some, such as a router's bias, are always in float32."""
+        kept = getattr(self.model, "_keep_in_fp32_modules_strict", None) or ()
+        return torch.float32 if any(part in name for part in kept) else self._dtype
 
 
 def open_model(
@@ -140,9 +144,9 @@ def open_model(
     dtype: torch.dtype | None,
     trust_remote_code: bool,
 ) -> BlockSource:
-    """Return the model block by block where its checkpoint has the names of the model's tensors.
+    """Return the model block by block where it is known what is stored of each of its tensors.
 
-    Where transformers renames or joins tensors as it loads them, the model is loaded whole.
+    Where transformers mixes tensors in another way than joining experts, it is loaded whole.
     """
     try:
         return StreamedModel(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)

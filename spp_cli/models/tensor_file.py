@@ -93,14 +93,20 @@ class TensorFile:
         """Return a tensor's shape and type without reading it."""
         return self.shape(name), self.dtype(name)
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor, in memory of its own.
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Return one tensor, or what is at ``index`` of its first axis, in memory of its own.
 
         Raises:
             OSError: the file cannot be read, or has become shorter.
         """
         begin, end = self._entries[name]["data_offsets"]
-        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
+        shape = self.shape(name)
+        if index is not None:
+            count, shape = shape[0], shape[1:]
+            assert 0 <= index < count, name
+            size = (end - begin) // count
+            begin, end = begin + index * size, begin + (index + 1) * size
+        tensor = torch.empty(shape, dtype=self.dtype(name))
         if end > begin:
             buffer = bytes_of(tensor)
             with self.path.open("rb", buffering=0) as stream:

@@ -120,7 +120,8 @@ class OnePass(Order):
     """
 
     def __init__(self) -> None:
-        self._leaders: dict[tuple[str, ...], list[int]] = {}  # by the block's linears
+        # By the linears of a block: of each its leader, and when it is called.
+        self._known: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
 
     def groups(
         self,
@@ -132,7 +133,7 @@ class OnePass(Order):
         *,
         is_last: bool,
     ) -> Iterator[Group]:
-        leaders = self._see_sharing(block, index, linears, calls)
+        leaders, in_turn = self._see_sharing(block, index, linears, calls)
         remaining = _by_leader(linears, leaders)
         inputs = BlockInputs(kinds)
         pruned: set[str] = set()
@@ -145,8 +146,8 @@ class OnePass(Order):
             for flow in flows:
                 flow.go_on(inputs, leaders, pruned)
             # The batches wait at different linears where a router sends their tokens different
-            # ways; the first in the order of definition is the one that no batch comes to later.
-            while at := next((lin for lin in linears if any(f.at is lin for f in flows)), None):
+            # ways; the one that is called first is the one that no batch comes to later.
+            while at := next((lin for lin in in_turn if any(f.at is lin for f in flows)), None):
                 group = remaining.pop(leaders[at.name])
                 yield group, inputs.take(at.name)
                 pruned.update(linear.name for linear in group)
@@ -160,25 +161,49 @@ class OnePass(Order):
 
     def _see_sharing(
         self, block: nn.Module, index: int, linears: Sequence[Linear], calls: BlockCalls
-    ) -> dict[str, str]:
-        """Return each linear's leader, learned from one batch through the first block of its kind.
+    ) -> tuple[dict[str, str], list[Linear]]:
+        """Return each linear's leader, and the linears in the order in which they are called.
 
-        Each block of that kind is held to it while the text flows.
+        Both are learned from one batch through the first block of its kind; each block of that
+        kind is held to them while the text flows.
         """
         paths = {id(module): path for path, module in block.named_modules()}
         kind = tuple(paths[id(linear.module)] for linear in linears)
-        if kind not in self._leaders:
+        if kind not in self._known:
             sharing = Sharing()
             with _called(linears, lambda linear, tensor: sharing.see(linear.name, tensor)):
                 calls.run(block, index, 0)
             number = {linear.name: i for i, linear in enumerate(linears)}
-            self._leaders[kind] = [
-                number[sharing.leaders.get(linear.name, linear.name)] for linear in linears
-            ]
-        return {
-            linear.name: linears[leader].name
-            for linear, leader in zip(linears, self._leaders[kind], strict=True)
-        }
+            self._known[kind] = (
+                [number[sharing.leaders.get(linear.name, linear.name)] for linear in linears],
+                _turns([linear.name for linear in linears], sharing.called),
+            )
+        leaders, turns = self._known[kind]
+        return (
+            {
+                linear.name: linears[leader].name
+                for linear, leader in zip(linears, leaders, strict=True)
+            },
+            [linears[number] for number in sorted(range(len(linears)), key=turns.__getitem__)],
+        )
+
+
+def _turns(names: Sequence[str], called: Sequence[str]) -> list[float]:
+    """Return when each linear is called; an expert that was not, with those beside it."""
+    turns = {name: float(turn) for turn, name in enumerate(called)}
+
+    def turn(number: int, name: str) -> float:
+        if name in turns:
+            return turns[name]
+        experts = name.rsplit(".", 2)[0]
+        beside = [i for i, other in enumerate(names) if other.startswith(f"{experts}.")]
+        seen = [i for i in beside if names[i] in turns]
+        if not seen:
+            return float(len(called))
+        nearest = max((i for i in seen if i < number), default=seen[0])
+        return turns[names[nearest]] + (0.5 if nearest < number else -0.5)
+
+    return [turn(number, name) for number, name in enumerate(names)]
 
 
 class _Flow:

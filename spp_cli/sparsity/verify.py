@@ -15,6 +15,7 @@ from spp_cli.errors import ModelError, SppError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
+from spp_cli.models.stored import StoredTensors
 from spp_cli.sparsity.masks import FILE_NAME as MASKS
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.patterns import Pattern, Unstructured, parse_pattern
@@ -119,10 +120,10 @@ def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
     recorded = None if record is None else record.pattern
     wanted = parse_pattern(pattern) if pattern else recorded
     pruned = {*(masks or ()), *(record.density if record else ())}
+    stored = StoredTensors(checkpoint, model)
     layers = []
     for linear in Decoder(model).all_linears():
-        stored = checkpoint.stored_name(f"{linear.name}.weight", model.base_model_prefix)
-        weight = linear.as_stored(checkpoint.tensor(stored))
+        weight = linear.as_stored(stored.read(f"{linear.name}.weight"))
         zeros = weight == 0
         # A layer left out of pruning is held to a pattern only if that is asked for.
         held_to = wanted if pattern or linear.name in pruned else None

@@ -47,15 +47,14 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     layers = adapted_layers(model)
     with reporter.task("merge", len(layers), "linears") as progress:
         for name, layer in layers.items():
-            stored_name = sparse.stored_name(name)
             linear = sparse.linears[name]
-            stored = sparse.checkpoint.tensor(stored_name)
+            stored = sparse.stored.read(f"{name}.weight")
             exact = layer.effective_weight(linear.as_stored(stored)).cpu()
             merged = exact.to(stored.dtype)
             keep = sparse.masks[name]
             _refuse_damage(name, merged, keep)
             rounded_to_zero += int((keep & (linear.as_stored(stored) != 0) & (merged == 0)).sum())
-            replaced[stored_name] = linear.as_stored(merged).contiguous()
+            replaced[f"{name}.weight"] = linear.as_stored(merged).contiguous()
             # From here on the layer computes with what is written; its adapter adds nothing.
             layer.weight.data.copy_(merged)
             for parameter in layer.adapter_parameters().values():
@@ -63,7 +62,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             progress.advance(1, name)
     difference = (float32_logits(model, tokens) - adapter_logits).abs().max().item()
 
-    rewriter = CheckpointRewriter(sparse.checkpoint, target, sparse.decoder)
+    rewriter = CheckpointRewriter(sparse.stored, target, sparse.decoder)
     for block in range(len(sparse.decoder.blocks)):
         rewriter.write(block, replaced)
     rewriter.finish()

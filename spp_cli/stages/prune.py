@@ -19,6 +19,7 @@ from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
 from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
+from spp_cli.models.stored import StoredTensors
 from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
@@ -56,10 +57,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
-    stored_as = {
-        linear.name: source.stored_name(f"{linear.name}.weight", model.model.base_model_prefix)
-        for linear in linears
-    }
+    stored = StoredTensors(source, model.model)
+    stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     calibration = _calibration(config, sources, model.model.config, reporter)
     batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
 
@@ -72,10 +71,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         settings.method,
         settings.refine,
         shares.patterns,
-        stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
+        stored_dtype=lambda name: cast_to or stored_as[name],
     )
 
-    rewriter = CheckpointRewriter(source, target, decoder, cast_to)
+    rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
     records = BlockRecords(target / RESUME / "blocks")
     done = 0
     if isinstance(model, StreamedModel):
@@ -106,7 +105,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         reporter=reporter,
     ):
         replaced = {
-            stored_as[layer.linear.name]: layer.linear.as_stored(layer.weight) for layer in layers
+            f"{layer.linear.name}.weight": layer.linear.as_stored(layer.weight) for layer in layers
         }
         rewriter.write(block, replaced)
         records.write(block, layers)

@@ -15,6 +15,7 @@ from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import load_model
+from spp_cli.models.stored import StoredTensors
 from spp_cli.sparsity.masks import KeepMasks
 
 __all__ = ["SparseModel", "adapted_model", "pruned_model"]
@@ -25,14 +26,10 @@ class SparseModel:
     """A pruned model in memory, where it came from, and its masked linears by name."""
 
     model: PreTrainedModel
-    checkpoint: Checkpoint
+    stored: StoredTensors
     masks: KeepMasks
     decoder: Decoder
     linears: dict[str, Linear]
-
-    def stored_name(self, name: str) -> str:
-        """Return the name under which the weight of a linear is stored."""
-        return self.checkpoint.stored_name(f"{name}.weight", self.model.base_model_prefix)
 
     def attach(
         self, method: AdapterMethod, include: tuple[str, ...], exclude: tuple[str, ...]
@@ -72,7 +69,7 @@ def pruned_model(
                 f"{folder}: {filled} pruned weights of {name} are not zero. "
                 "The folder was changed after pruning; prune again: spp prune --force"
             )
-    return SparseModel(model, checkpoint, masks, decoder, linears)
+    return SparseModel(model, StoredTensors(checkpoint, model), masks, decoder, linears)
 
 
 def adapted_model(

@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
+from spp_cli.models.loading import load_model
+from spp_cli.models.stored import StoredTensors
 from spp_cli.progress import Silent
 from spp_cli.sparsity.verify import verify_folder
 from spp_cli.stages import finetune, merge, prune
+from spp_cli.stages.sparse_model import adapted_model, float32_logits
 from spp_cli.stages.stage import Sources
 
 PATTERNS = {
@@ -64,6 +67,11 @@ def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return float32_logits(model, torch.randint(3, 4096, (2, 16), generator=generator))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,27 +81,34 @@ def test_a_pruned_model_reloads_generates_and_is_exactly_as_sparse_as_asked(
     source = dense(family)
     target = pruned(source, tmp_path / "pruned", pattern)
 
-    assert verify_folder(target).ok
+    report = verify_folder(target)
+    assert report.ok
     model = load(target)
-    linears = Decoder(model).all_linears()
+    generated = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, do_sample=False)
+    assert generated.shape == (1, 7)
+    ours = load_model(Checkpoint(target))
+    torch.testing.assert_close(logits(ours), logits(model), rtol=1e-4, atol=1e-5)
+
+    linears = Decoder(ours).all_linears()
+    assert [layer.name for layer in report.layers] == [linear.name for linear in linears]
     for linear in linears:
         zeros = (linear.weight == 0).sum(dim=1)
         columns = linear.in_features
         assert (zeros == (columns // 2 if pattern == "2:4" else columns * 6 // 10)).all()
-    generated = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, do_sample=False)
-    assert generated.shape == (1, 7)
 
     before, after = Checkpoint(source), Checkpoint(target)
     assert set(before.locations) == set(after.locations)
-    prefix = model.base_model_prefix
-    changed = {after.stored_name(f"{linear.name}.weight", prefix) for linear in linears}
+    stored = StoredTensors(after, ours)
+    prunable = {name: torch.zeros(before.shape(name)).bool() for name in before.locations}
+    for linear in linears:
+        part = stored.part(f"{linear.name}.weight")
+        part.of(prunable[part.name]).fill_(True)
     for name in before.locations:
         dense_tensor, sparse_tensor = before.tensor(name), after.tensor(name)
-        if name in changed:  # Wanda leaves what it keeps bit for bit
-            kept = sparse_tensor != 0
-            assert torch.equal(sparse_tensor[kept], dense_tensor[kept])
-        else:
-            assert torch.equal(sparse_tensor, dense_tensor)
+        assert dense_tensor.dtype == sparse_tensor.dtype
+        # Wanda leaves what it keeps bit for bit; all else goes on as it was.
+        pruned_away = prunable[name] & (sparse_tensor == 0)
+        assert torch.equal(sparse_tensor, dense_tensor.masked_fill(pruned_away, 0))
     for name in ("config.json", "tokenizer.json"):
         assert (source / name).read_bytes() == (target / name).read_bytes()
     if model.config.tie_word_embeddings:
@@ -102,7 +117,13 @@ def test_a_pruned_model_reloads_generates_and_is_exactly_as_sparse_as_asked(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama-tied", "gemma2", "phi3", "opt", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama-tied", "gemma2", "phi3", "opt", "gpt2", "gpt_neox"),
+        *("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "granitemoe", "gpt_oss"),
+    ],
+)
 def test_finetuning_and_merging_keep_every_zero(family, dense, tmp_path):
     source = dense(family)
     folders = {"prune": pruned(source, tmp_path / "prune", "2:4")}
@@ -118,13 +139,19 @@ def test_finetuning_and_merging_keep_every_zero(family, dense, tmp_path):
     report = verify_folder(folders["merge"], "2:4")
     assert report.ok
     assert report.masks
-    before, after = load(folders["prune"]), load(folders["merge"])
-    pairs = zip(Decoder(before).all_linears(), Decoder(after).all_linears(), strict=True)
-    moved = 0
+    before, after = (load_model(Checkpoint(folders[name])) for name in ("prune", "merge"))
+    pairs = list(zip(Decoder(before).all_linears(), Decoder(after).all_linears(), strict=True))
     for old, new in pairs:
         assert not new.weight[old.weight == 0].count_nonzero()
-        moved += not torch.equal(old.weight, new.weight)
-    assert moved  # and it did train
+    moved = {old.name for old, new in pairs if not torch.equal(old.weight, new.weight)}
+    assert moved  # and it did train, the experts too
+    assert any(".experts." in old.name for old, _ in pairs) == any(".experts." in m for m in moved)
+
+    adapted = adapted_model(
+        folders["prune"], folders["finetune"], dtype=torch.float32, trust_remote_code=False
+    )
+    merged = load(folders["merge"])
+    torch.testing.assert_close(logits(merged), logits(adapted.model), rtol=1e-3, atol=1e-4)
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         if (source / name).exists():
             assert (source / name).read_bytes() == (folders["merge"] / name).read_bytes()

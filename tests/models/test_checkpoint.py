@@ -70,19 +70,6 @@ def test_shards_that_transformers_wrote_hold_what_its_single_file_holds(tmp_path
     assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.locations)
 
 
-@given(name=names, base=st.sampled_from(["model", "transformer"]), has_prefix=st.booleans())
-def test_a_tensor_is_found_with_and_without_the_prefix_of_the_base_model(
-    name: str, base: str, has_prefix: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    stored = f"{base}.{name}" if has_prefix else name
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint = Checkpoint(shard(folder, {"a.safetensors": {stored: torch.zeros(1)}}))
-    assert checkpoint.stored_name(f"{base}.{name}", base) == stored
-    assert checkpoint.stored_name(name, base) == stored
-    with pytest.raises(ModelError, match=r"has no tensor other\.weight, which its config\.json"):
-        checkpoint.stored_name("other.weight", base)
-
-
 def test_companions_are_copied_byte_for_byte_and_weights_are_not(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()

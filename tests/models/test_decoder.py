@@ -20,7 +20,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from spp_cli.errors import ConfigError, ModelError
+from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import BLOCKS, Decoder, Linear, select
+from spp_cli.models.loading import load_model
 
 LINEARS_OF_A_BLOCK = {
     "gpt2": 4,  # c_attn holds q, k and v
@@ -31,16 +33,21 @@ LINEARS_OF_A_BLOCK = {
     "phi3": 4,  # qkv_proj and gate_up_proj are fused
     "opt": 6,
     "phi": 6,
-    "mixtral": 4,  # the experts are no linear layers
+    # attention, and three projections of each of four experts
+    "mixtral": 16,
+    "qwen2_moe": 19,  # and of an expert for all tokens
+    "qwen3_moe": 16,
+    "olmoe": 16,
+    "granitemoe": 16,
+    "gpt_oss": 16,
+    "deepseek_v3": 14,  # the mean of a block with a plain MLP, 8, and one with experts, 20
 }
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[[str], PreTrainedModel]:
     """Return a maker of tiny models."""
-    return lambda family: AutoModelForCausalLM.from_pretrained(
-        make_model(family, tmp_path / family)
-    )
+    return lambda family: load_model(Checkpoint(make_model(family, tmp_path / family)))
 
 
 def test_no_family_needs_an_entry_of_its_own():
@@ -59,8 +66,9 @@ def test_all_linears_of_all_blocks_are_found_and_nothing_else(family, load):
     inside = {id(linear.module) for linear in linears}
     assert id(model.get_output_embeddings()) not in inside
     assert id(model.get_input_embeddings()) not in inside
-    if family != "mixtral":  # every matrix of the blocks is in one of them
-        assert not decoder.outside_linears()
+    # Every matrix of the blocks is in one of them, but for those that choose experts.
+    routers = ("mlp.gate.weight", "mlp.shared_expert_gate.weight", ".router.weight")
+    assert all(name.endswith(routers) for name in decoder.outside_linears())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,8 +91,9 @@ def test_stored_and_back_is_the_weight_itself(rows, columns):
         assert torch.equal(linear.as_stored(linear.parameter.data), weight)
 
 
-def test_experts_in_one_tensor_are_counted_as_outside_the_linears(load):
-    decoder = Decoder(load("mixtral"))
+def test_experts_in_one_tensor_are_counted_as_outside_the_linears(tmp_path):
+    folder = make_model("mixtral", tmp_path / "model")
+    decoder = Decoder(AutoModelForCausalLM.from_pretrained(folder))  # not taken apart
     outside = decoder.outside_linears()
     assert outside["model.layers.1.mlp.experts.gate_up_proj"] == 4 * (2 * 96) * 64
     assert outside["model.layers.1.mlp.experts.down_proj"] == 4 * 64 * 96

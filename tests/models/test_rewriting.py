@@ -16,6 +16,7 @@ from spp_cli.models.checkpoint import INDEX, SINGLE, Checkpoint, copy_companions
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
 from spp_cli.models.rewriting import CheckpointRewriter
+from spp_cli.models.stored import StoredTensors
 
 BLOCKS = 2
 
@@ -25,7 +26,8 @@ def rewritten(
 ) -> Checkpoint:
     """Write ``source`` into ``target``, its last block with ``replaced``; return what is there."""
     target.mkdir()
-    rewriter = CheckpointRewriter(source, target, Decoder(empty_model(source)))
+    model = empty_model(source)
+    rewriter = CheckpointRewriter(StoredTensors(source, model), target, Decoder(model))
     for block in range(BLOCKS):
         rewriter.write(block, (replaced or {}) if block == BLOCKS - 1 else {})
     rewriter.finish()
@@ -59,6 +61,27 @@ def test_what_is_replaced_is_replaced_and_stands_with_its_block(
     target = rewritten(source, tmp_path / "target", {name: torch.ones(source.shape(name))})
     assert torch.equal(target.tensor(name), torch.ones(source.shape(name)))
     assert target.locations[name].name == "model-00002-of-00003.safetensors"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "granitemoe", "gpt_oss"])
+def test_one_projection_of_one_expert_is_replaced_and_no_other_number(
+    family: str, tmp_path: Path
+) -> None:
+    source = Checkpoint(make_model(family, tmp_path / "source"))
+    stored = StoredTensors(source, empty_model(source))
+    (name,) = (
+        name
+        for name, _ in empty_model(source).named_parameters()
+        if name.endswith("layers.1.mlp.experts.2.up_proj.weight")
+        or name.endswith("layers.1.block_sparse_moe.experts.2.up_proj.weight")
+    )
+    before = stored.read(name)
+    target = rewritten(source, tmp_path / "target", {name: torch.full_like(before, 7.0)})
+    assert (StoredTensors(target, empty_model(target)).read(name) == 7.0).all()
+    changed = 0
+    for key in source.locations:
+        changed += int((source.tensor(key) != target.tensor(key)).sum())
+    assert changed == before.numel()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama"])

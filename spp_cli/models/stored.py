@@ -1,0 +1,172 @@
+"""Where a checkpoint holds each tensor of a model: transformers renames some and joins others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+
+from spp_cli.errors import ModelError
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.experts import Part, fused_parts
+
+__all__ = ["Read", "StoredTensors"]
+
+# Returns a stored tensor by its name; with a number, what it holds of the expert of that number.
+Read = Callable[[str, int | None], Tensor]
+
+
+class StoredTensors:
+    """The stored tensor, or the part of one, that each tensor of a model is.
+
+    How they differ is taken from what transformers goes by when it loads the model: a checkpoint
+    may hold its experts one by one or all in one tensor, under names old or new.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+        self.checkpoint = checkpoint
+        self._parts = fused_parts(model)
+        # the names of experts' parameters, and how many experts each is of
+        self._experts = {part.name: (part.expert or 0) + 1 for part in self._parts.values()}
+        names = {*self._experts, *(model.state_dict().keys() - self._parts.keys())}
+        self._sources = _sources(checkpoint.locations, model, names)
+        self._model_names = {
+            stored: name
+            for name, source in self._sources.items()
+            for stored in source.stored_names()
+        }
+
+    def part(self, name: str) -> Part:
+        """Return what is stored of the model's tensor ``name``.
+
+        Raises:
+            ModelError: nothing is, or it is mixed with others in a way that is not known here.
+        """
+        part = self._parts.get(name) or Part(name)
+        source = self._sources.get(part.name)
+        if source is None:
+            raise ModelError(
+                f"{self.checkpoint.folder} has no tensor {part.name}, which its config.json asks "
+                "for. Copy it anew"
+            )
+        self._count_experts(part.name, source)
+        if (found := source.find(part)) is None:
+            raise ModelError(
+                f"{self.checkpoint.folder}: transformers makes {part.name} of "
+                f"{', '.join(source.stored_names()[:2])} in a way that spp does not follow. "
+                f"Leave {name} out with prune.exclude"
+            )
+        return found
+
+    def _count_experts(self, name: str, source: _Source) -> None:
+        if (asked := self._experts.get(name)) is None:
+            return
+        for names in source.stored.values():
+            stored = len(names) if source.converter else self.checkpoint.shape(names[0])[0]
+            if stored != asked:
+                raise ModelError(
+                    f"{self.checkpoint.folder} has {stored} experts in {names[0]} and the like, "
+                    f"and config.json asks for {asked}. Copy it anew"
+                )
+
+    def read(self, name: str, read: Read | None = None) -> Tensor:
+        """Return the model's tensor ``name`` as it is stored; ``read`` reads stored tensors."""
+        part = self.part(name)
+        return part.within((read or self.checkpoint.tensor)(part.name, part.expert))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape that ``read`` would give, without reading."""
+        part = self.part(name)
+        return tuple(part.of(torch.empty(self.checkpoint.shape(part.name), device="meta")).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type in which the model's tensor ``name`` is stored."""
+        return self.checkpoint.dtype(self.part(name).name)
+
+    def model_name(self, stored: str) -> str:
+        """Return the name of the parameter that a stored tensor becomes or is part of.
+
+        A stored tensor that the model does not have keeps its own name.
+        """
+        return self._model_names.get(stored, stored)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a parameter is made of: by each source pattern of a converter, the stored tensors."""
+
+    converter: Any  # None: the parameter is one stored tensor as it is
+    stored: dict[str | None, list[str]]
+
+    def stored_names(self) -> list[str]:
+        return [name for names in self.stored.values() for name in names]
+
+    def find(self, part: Part) -> Part | None:
+        """Return where ``part`` of the parameter is stored; None: that is not known."""
+        lists = list(self.stored.values())
+        if self.converter is None:
+            return replace(part, name=lists[0][0])
+        operations = self.converter.operations
+        steps = [(type(step).__name__, getattr(step, "dim", None)) for step in operations]
+        merged, joined = ("MergeModulelist", 0), ("Concatenate", 2 if part.transposed else 1)
+        if part.expert is None:
+            return None
+        if steps == [merged] and len(lists) == 1:
+            return replace(part, name=lists[0][part.expert], expert=None)
+        if steps == [merged, joined] and len(lists) == 2 and part.rows and part.rows.step is None:
+            gate, up = (self.stored[pattern] for pattern in self.converter.source_patterns)
+            names = up if part.rows.start else gate
+            return Part(names[part.expert], transposed=part.transposed)
+        return None
+
+
+def _sources(
+    stored_names: Iterable[str], model: PreTrainedModel, names: set[str]
+) -> dict[str, _Source]:
+    """Return what each of ``names``, tensors of the model as transformers builds it, is made of."""
+    conversions = get_model_conversion_mapping(model)
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in conversions if not isinstance(entry, WeightConverter)]
+    prefix = f"{model.base_model_prefix}."
+    sources: dict[str, _Source] = {}
+    for stored in sorted(stored_names, key=_natural):  # the order in which experts are merged
+        renamed, converter, pattern = _renamed(stored, renamings, converters)
+        if (name := _among(names, renamed, prefix)) is None:
+            name, converter, pattern = _among(names, stored, prefix), None, None
+        if name is None:
+            continue
+        if name not in sources or (converter is None and name == stored):
+            sources[name] = _Source(converter, {})
+        sources[name].stored.setdefault(pattern, []).append(stored)
+    return sources
+
+
+def _renamed(
+    name: str, renamings: Iterable[Any], converters: Iterable[Any]
+) -> tuple[str, Any, str | None]:
+    """Return the name that transformers gives a stored tensor, and the converter that takes it."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    for converter in converters:
+        name, pattern = converter.rename_source_key(name)
+        if pattern is not None:
+            return name, converter, pattern
+    return name, None, None
+
+
+def _among(names: set[str], name: str, prefix: str) -> str | None:
+    """Return ``name`` as the model has it; checkpoints saved from a base model lack the prefix."""
+    candidates = (name, name.removeprefix(prefix), prefix + name)
+    return next((candidate for candidate in candidates if candidate in names), None)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which layers.2 comes before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
