@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from spp_cli.config import SppConfig
-from spp_cli.data.tokens import TokenSet, calibration_tokens, check_vocabulary, resolve_length
+from spp_cli.data.calibration import calibration_tokens
+from spp_cli.data.tokens import TokenSet, check_vocabulary, resolve_length
 from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
