@@ -106,15 +106,19 @@ _MODEL = (
 )
 _DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
 _RUN = (Flag("Run", "workspace"), Flag("Run", "run"), Flag("Run", "seed"))
+_CALIBRATION = (
+    Flag("Calibration", "prune.calibration.source", "--calibration"),
+    Flag("Calibration", "prune.calibration.format"),
+    Flag("Calibration", "prune.calibration.samples"),
+    Flag("Calibration", "prune.calibration.sequence_length"),
+)
 _PRUNE = (
     Flag("Pruning", "prune.method"),
     Flag("Pruning", "prune.sparsity"),
     Flag("Pruning", "prune.pattern"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),
-    Flag("Calibration", "prune.calibration.source", "--calibration"),
-    Flag("Calibration", "prune.calibration.samples"),
-    Flag("Calibration", "prune.calibration.sequence_length"),
+    *_CALIBRATION,
 )
 _FINETUNE = (
     Flag("Adapter", "finetune.adapter"),
