@@ -169,6 +169,12 @@ _EVAL = (
 )
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
+    "calibrate": (
+        *_MODEL,
+        *_CALIBRATION,
+        Flag("Calibration", "prune.calibration.seed"),
+        Flag("Run", "workspace"),
+    ),
     "prune": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
     "merge": (*_MERGE, *_DEVICE, *_RUN),

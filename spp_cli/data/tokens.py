@@ -49,6 +49,17 @@ class TokenSet:
     digest: str
     recipe: str
 
+    def described(self) -> dict[str, Any]:
+        """Return what there is to say of the tokens, without them."""
+        samples, length = self.tokens.shape
+        return {
+            "source": self.source,
+            "recipe": self.recipe,
+            "samples": samples,
+            "length": length,
+            "digest": self.digest,
+        }
+
 
 def evaluation_tokens(
     config: PerplexityConfig, tokenizer: Any, length: int, *, demo: bool, data_folder: str | None

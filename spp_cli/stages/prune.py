@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from spp_cli.config import SppConfig
-from spp_cli.data.calibration import calibration_tokens
-from spp_cli.data.tokens import TokenSet, check_vocabulary, resolve_length
 from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
-from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model
 from spp_cli.progress import Reporter
@@ -25,6 +23,7 @@ from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import write_sparsity_record
 from spp_cli.stages.block_records import BlockRecords
+from spp_cli.stages.calibration import calibration
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["run"]
@@ -60,8 +59,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         pattern,
         stored_dtype=lambda name: cast_to or source.dtype(stored_as[name]),
     )
-    calibration = _calibration(config, recipe, sources, model.model.config, reporter)
-    batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
+    tokens = None
+    if recipe.statistics():  # else nothing asks to know of any inputs
+        tokens = calibration(config, sources, model.model.config, reporter).tokens
+    batches = list(tokens.tokens.split(settings.calibration.batch_size)) if tokens else []
 
     rewriter = CheckpointRewriter(source, target, decoder, cast_to)
     records = BlockRecords(target / RESUME / "blocks")
@@ -101,27 +102,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "sparsity": overall,
             "linears": len(linears),
             "layers": figures,
-            "calibration": _described(calibration),
+            "calibration": tokens and tokens.described(),
         },
         digest,
     )
-
-
-def _calibration(
-    config: SppConfig, recipe: Recipe, sources: Sources, model_config: Any, reporter: Reporter
-) -> TokenSet | None:
-    """Return the calibration tokens; None if nothing asks to know of any inputs."""
-    settings = config.prune.calibration
-    if not recipe.statistics():
-        return None
-    length = resolve_length(
-        settings.sequence_length, model_config, setting="prune.calibration.sequence_length"
-    )
-    tokenizer = load_tokenizer(sources.model, trust_remote_code=config.model.trust_remote_code)
-    tokens = calibration_tokens(settings, tokenizer, length, demo=sources.demo)
-    check_vocabulary(int(tokens.tokens.max()), model_config)
-    reporter.say(f"calibration: {len(tokens.tokens)} × {length} tokens of {tokens.source}")
-    return tokens
 
 
 def _activations(
@@ -134,16 +118,3 @@ def _activations(
         size = sum(batch.numel() for batch in batches) * hidden_size * 4
         offload = choose_offload(size, device)
     return ActivationStore(offload, device, folder / "activations")
-
-
-def _described(calibration: TokenSet | None) -> dict[str, Any] | None:
-    if calibration is None:
-        return None
-    samples, length = calibration.tokens.shape
-    return {
-        "source": calibration.source,
-        "recipe": calibration.recipe,
-        "samples": samples,
-        "length": length,
-        "digest": calibration.digest,
-    }
