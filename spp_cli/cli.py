@@ -69,6 +69,15 @@ _PATH = typer.Option(
     show_default=False,
     rich_help_panel="Evaluation",
 )
+_PREVIEW = typer.Option(
+    0,
+    "--preview",
+    min=0,
+    metavar="INTEGER",
+    help="Print the beginnings of so many sequences as text",
+    show_default=False,
+    rich_help_panel="Output",
+)
 _WORKSPACE = typer.Option(
     None,
     "--workspace",
@@ -147,8 +156,8 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     if given.get("path"):
         return _evaluate_folder(given["path"], given["config"], flags, reporter)
     config, run = resolve(name, given["config"], flags)
-    if stages[0] == "prune" and not given["config"] and flags.get("model.path") is None:
-        reporter.say(_EMBEDDED)
+    if stages[0] == "prune":
+        _say_which_model(given, flags, reporter)
     from spp_cli.pipeline import run_stages
 
     outcomes = run_stages(stages, config, reporter, run=run, force=given["force"])
@@ -170,6 +179,11 @@ def _plan(context: typer.Context, given: dict[str, Any]) -> None:
         return Answer(document, text, document["problem"], ConfigError.exit_code)
 
     _finish(context, given, work)
+
+
+def _say_which_model(given: dict[str, Any], flags: Layer, reporter: Reporter) -> None:
+    if not given["config"] and flags.get("model.path") is None:
+        reporter.say(_EMBEDDED)
 
 
 def _asked(flags: Sequence[Flag], given: dict[str, Any]) -> Layer:
@@ -210,6 +224,30 @@ def _evaluate_folder(path: str, file: str | None, flags: Layer, reporter: Report
     return Answer(document, tables.evaluation_table(document))
 
 
+def _calibrate(context: typer.Context, given: dict[str, Any]) -> None:
+    def work(reporter: Reporter) -> Answer:
+        flags = _asked(FLAGS["calibrate"], given)
+        config, _ = resolve("calibrate", given["config"], flags)
+        _say_which_model(given, flags, reporter)
+        from spp_cli.pipeline import calibrate
+
+        document = calibrate(config, reporter, preview=given["preview"])
+        return Answer(document, tables.calibration_table(document))
+
+    _finish(context, given, work)
+
+
+app.command("calibrate", help="Draw the calibration tokens once, for every prune to come.")(
+    _with_parameters(
+        _calibrate,
+        [
+            _parameter("config", str | None, _CONFIG),
+            *map(_option, FLAGS["calibrate"]),
+            _parameter("preview", int, _PREVIEW),
+            _parameter("assignments", list[str] | None, _SET),
+        ],
+    )
+)
 _stage_command("prune", ["prune"], "Prune a dense model: the lowest scores become zeros.")
 _stage_command("finetune", ["finetune"], "Train an adapter on a pruned model; no zero is lost.")
 _stage_command("merge", ["merge"], "Multiply the adapter into the weights: a plain sparse model.")

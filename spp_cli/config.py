@@ -131,6 +131,38 @@ class Checked:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Marks a text, or a mapping of such texts to their weights: which of them, how much of each.
+
+    ``c4`` stays a text; ``{c4: 3, chats.jsonl: 1}`` is three parts of the one, one of the other.
+    """
+
+    def check(self, value: Any) -> str | dict[str, float]:
+        """Return ``value`` if it is one, its weights as float."""
+        if not isinstance(value, str | Mapping):
+            raise PydanticCustomError("text", "must be a text or a mapping")
+        if not value:
+            raise PydanticCustomError("too_short", "must not be empty")
+        if isinstance(value, str):
+            return value
+        for name, weight in value.items():
+            if not isinstance(name, str) or not name:
+                raise PydanticCustomError(
+                    "mixture", "its keys must be texts, and {name} is none", {"name": repr(name)}
+                )
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not (is_number and 0 < weight < math.inf):
+                must = "the weight of {name} must be a number above 0"
+                raise PydanticCustomError("mixture", must, {"name": name})
+        return {name: float(weight) for name, weight in value.items()}
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+
 def _at_commas(value: Any) -> Any:
     """Split "a, b" into its parts, so that a list may be written as one text."""
     if not isinstance(value, str):
@@ -145,6 +177,7 @@ def parse_n_of_m(pattern: Any) -> tuple[int, int] | None:
     return (kept, of) if kept < of else None
 
 
+CalibrationFormat = Literal["auto", "text", "chat", "alpaca"]
 Length = Annotated[int, Field(ge=8)] | Literal["auto"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_at_commas), Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -213,6 +246,18 @@ class TextConfig(Section):
 class CalibrationConfig(TextConfig):
     """The text whose activations tell a method which weights matter."""
 
+    # Wider than a text's: several sources, each of which is one.
+    source: Annotated[str | dict[str, float], Mixture()] = Field(  # type: ignore[assignment]
+        "auto",
+        description="demo, c4, wikitext2, a text or JSON lines file, a folder of them, a hub data "
+        "set, or stored tokens; several by weight: {c4: 3, chats.jsonl: 1}; auto: demo for the "
+        "embedded model, else c4",
+    )
+    format: CalibrationFormat = Field(
+        "auto",
+        description="text: the key field; chat: messages or instructions in the model's chat "
+        "template; alpaca: instructions in Alpaca's; auto: what the keys of the first row tell",
+    )
     samples: int = Field(128, ge=1, description="Number of calibration sequences")
     seed: Seed = Field(0, description="Seed of the draw of sequences")
     batch_size: int = Field(4, ge=1, description="Sequences that pass a block at once")
@@ -265,6 +310,12 @@ class PruneConfig(Section):
         description="Where activations wait between blocks; auto: on the device if they fit, else "
         "in CPU memory, else on disk",
     )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the method, the refinement or the allocation looks at the calibration text."""
+        asking = (self.method.statistic, self.refine.statistic)
+        return any(asking) or bool(self.allocation.reads_text)
 
     @model_validator(mode="before")
     @classmethod

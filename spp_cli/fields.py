@@ -102,13 +102,18 @@ def _section(field: FieldInfo, values: Any) -> type[BaseModel] | None:
 
 
 def holds_text(field: FieldInfo) -> bool:
-    """Whether a value is text (or a list of texts) as it stands, so that 123 is no number."""
-    return _types(field.annotation) <= {str, tuple}
+    """Whether a value is text (or several texts) as it stands, so that 123 is no number."""
+    return _types(field.annotation) <= {str, tuple, dict}
 
 
 def holds_list(field: FieldInfo) -> bool:
     """Whether the value is a list."""
     return tuple in _types(field.annotation)
+
+
+def holds_mapping(field: FieldInfo) -> bool:
+    """Whether the value may be a mapping of the user's own keys, which is no section."""
+    return dict in _types(field.annotation)
 
 
 def _types(annotation: Any) -> set[Any]:
@@ -163,6 +168,8 @@ def _in_words(annotation: Any, metadata: Iterable[Any]) -> list[str]:
     if origin is tuple:
         items = _in_words(arguments[0], ())
         return [f"a list of {_either(items)}" if len(items) > 1 else "a list of texts"]
+    if origin is dict:
+        return ["a mapping of texts to weights above 0"]
     marks = list(_flat(metadata))
     checked = [mark.allowed for mark in marks if isinstance(mark, Checked)]
     if checked:

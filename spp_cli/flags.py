@@ -106,6 +106,12 @@ _MODEL = (
 )
 _DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
 _RUN = (Flag("Run", "workspace"), Flag("Run", "run"), Flag("Run", "seed"))
+_CALIBRATION = (
+    Flag("Calibration", "prune.calibration.source", "--calibration"),
+    Flag("Calibration", "prune.calibration.format"),
+    Flag("Calibration", "prune.calibration.samples"),
+    Flag("Calibration", "prune.calibration.sequence_length"),
+)
 _PRUNE = (
     Flag("Pruning", "prune.method"),
     Flag("Pruning", "prune.sparsity"),
@@ -113,9 +119,7 @@ _PRUNE = (
     Flag("Pruning", "prune.allocation"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),
-    Flag("Calibration", "prune.calibration.source", "--calibration"),
-    Flag("Calibration", "prune.calibration.samples"),
-    Flag("Calibration", "prune.calibration.sequence_length"),
+    *_CALIBRATION,
 )
 _FINETUNE = (
     Flag("Adapter", "finetune.adapter"),
@@ -166,6 +170,12 @@ _EVAL = (
 )
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
+    "calibrate": (
+        *_MODEL,
+        *_CALIBRATION,
+        Flag("Calibration", "prune.calibration.seed"),
+        Flag("Run", "workspace"),
+    ),
     "prune": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
     "merge": (*_MERGE, *_DEVICE, *_RUN),

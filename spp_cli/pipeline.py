@@ -19,7 +19,7 @@ from spp_cli.progress import Reporter
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "peak_memory", "run_stages", "stage_settings"]
+__all__ = ["StageOutcome", "calibrate", "peak_memory", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -64,6 +64,25 @@ def run_stages(
     return [_run_stage(stage, config, workspace, handle, reporter, force) for stage in stages]
 
 
+def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dict[str, Any]:
+    """Keep the calibration tokens that prune would take; return where they are, and what.
+
+    ``preview`` sequences are told as text besides.
+
+    Raises:
+        SppError: whatever hinders it.
+    """
+    workspace = Workspace(config.workspace)
+    from spp_cli.data.token_store import TokenStore
+    from spp_cli.stages import calibration
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, "calibrate")
+    store = TokenStore(workspace.calibration, workspace.digest_cache)
+    sources = Sources(model, demo, store=store)
+    return calibration.run(config, sources, reporter, preview=preview)
+
+
 def _run_stage(
     stage: str,
     config: SppConfig,
@@ -74,6 +93,7 @@ def _run_stage(
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
+    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
@@ -100,7 +120,8 @@ def _run_stage(
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
         cache = workspace.root / ".cache" / "evaluations"
-        sources = Sources(model, demo, folders, digests, cache)
+        store = TokenStore(workspace.calibration, workspace.digest_cache)
+        sources = Sources(model, demo, folders, digests, cache, store)
         started, clock = datetime.now(timezone.utc), time.monotonic()
         try:
             with full_disk_errors(partial):
@@ -126,12 +147,13 @@ def _run_stage(
 def _dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
     from spp_cli.models.checkpoint import is_demo_family, locate
 
-    if stage not in ("prune", "eval") and config.model.path != "demo":
+    if stage in ("finetune", "merge") and config.model.path != "demo":
         return Path(config.model.path), False
     folder, embedded = locate(
         config.model.path,
         config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
+        with_weights=stage != "calibrate",
     )
     return folder, embedded or is_demo_family(folder)
 

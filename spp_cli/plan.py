@@ -46,7 +46,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         config.model.path,
         config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        weights=False,
+        with_weights=False,
     )
     checkpoint = Checkpoint(folder, weights_needed=False)
     model = empty_model(checkpoint, trust_remote_code=config.model.trust_remote_code)
@@ -151,8 +151,7 @@ def _stored_dtype(config: SppConfig, checkpoint: Checkpoint, model: Any) -> torc
 def _calibration(config: SppConfig, model_config: Any) -> CalibrationSize | None:
     """Return how much text will flow; None if nothing asks for any."""
     settings = config.prune.calibration
-    asking = (config.prune.method.statistic, config.prune.refine.statistic)
-    if not any(asking) and not config.prune.allocation.reads_text:
+    if not config.prune.reads_text:
         return None
     length = resolve_length(
         settings.sequence_length, model_config, setting="prune.calibration.sequence_length"

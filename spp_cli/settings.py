@@ -139,13 +139,18 @@ def parse_value(key: str, text: str, origin: str) -> Any:
         ConfigError: the text is not YAML; it begins with ``origin``.
     """
     field = fields.find(tuple(key.split(".")))
-    is_list = text.startswith("[") and field and fields.holds_list(field)
-    if field and fields.holds_text(field) and not is_list:
+    if field and fields.holds_text(field) and not _is_several(text, field):
         return None if text == "null" and "null" in fields.allowed(field) else text
     try:
         return yaml12.parse(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: {key} is {text!r}, which is not valid YAML") from error
+
+
+def _is_several(text: str, field: FieldInfo) -> bool:
+    """Whether a text is a list or a mapping in YAML, where the field may hold one."""
+    is_list = text.startswith("[") and fields.holds_list(field)
+    return is_list or (text.startswith("{") and fields.holds_mapping(field))
 
 
 def assigned(assignments: Iterable[tuple[str, Any, str]]) -> Layer:
@@ -184,6 +189,9 @@ def _over(lower: Any, upper: Any, keys: Keys) -> Any:
             was = chooses.name_in(lower)
             if chooses.name_in(upper, was) != was or was == chooses.unnamed:
                 return upper  # another method: the keys of the one below mean nothing to it
+    field = fields.find(keys)
+    if field and fields.holds_mapping(field):
+        return upper  # sources by weight are one value: none of another layer's is mixed in
     if upper is None and isinstance(lower, Mapping):
         return lower  # a section left empty changes nothing
     if isinstance(upper, Mapping) and isinstance(lower, Mapping):
@@ -224,7 +232,7 @@ def _line(layer: Layer, detail: Any) -> str:
     value, field = detail["input"], fields.find(keys, layer.values)
     if detail["type"] == "plugin" and isinstance(value, Mapping):
         value = value.get("name")
-    if detail["type"] in ("plugin", "pattern") or field is None:
+    if detail["type"] in ("plugin", "pattern", "mixture") or field is None:
         must = detail["msg"]
     elif detail["type"] in ("string_too_short", "too_short"):
         must = "must not be empty"

@@ -2,6 +2,7 @@
 
 <root>/<run>/             see ``spp_cli.runs``
 <root>/.cache/digests.json
+<root>/.calibration/      calibration tokens, one file for each way to draw them, for all runs
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Workspace:
     def digest_cache(self) -> Path:
         """Where ``file_digest`` may remember what it read."""
         return self.root / ".cache" / "digests.json"
+
+    @property
+    def calibration(self) -> Path:
+        """Where calibration tokens are kept. No run can have a name that begins with a dot."""
+        return self.root / ".calibration"
 
     def run(self, name: str) -> Run:
         """Return the run of this name, there or not yet; what a kill left half replaced is mended.

@@ -66,8 +66,10 @@ class _Dumper(yaml.SafeDumper):
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Quote what the loader above would take for a number; the base class quotes the rest."""
-    plain = not any(re.fullmatch(pattern, text) for _, pattern, _ in _SCALARS)
-    return dumper.represent_scalar(f"{_TAG}str", text, None if plain else "'")
+    style = "'" if any(re.fullmatch(pattern, text) for _, pattern, _ in _SCALARS) else None
+    if "\x85" in text:  # a line break to PyYAML, lost in all but an escape
+        style = '"'
+    return dumper.represent_scalar(f"{_TAG}str", text, style)
 
 
 def _write_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:

@@ -18,7 +18,7 @@ from spp_cli.cli import app
 from spp_cli.flags import FLAGS
 from spp_cli.settings import assigned, validate
 
-COMMANDS = ["prune", "finetune", "merge", "eval", "run", "status", "verify"]
+COMMANDS = ["calibrate", "prune", "finetune", "merge", "eval", "run", "status", "verify"]
 SMALL = ["--samples", "2", "--sequence-length", "64"]
 
 
@@ -123,6 +123,13 @@ def test_a_flag_reads_its_value_as_the_field_wants_it() -> None:
             "unknown key 'prune.methd'. Did you mean 'method'?",
         ),
         (["prune", "none.yaml"], "none.yaml: no such file"),
+        (["calibrate", "none.yaml"], "none.yaml: no such file"),
+        (["calibrate", "--model", "./none"], "none: no such folder. Give a model's folder"),
+        (["calibrate", "--model", "x", "--workspace", "/dev/null"], "/dev/null is not a folder"),
+        (
+            ["calibrate", "--calibration", "{demo: 0}"],
+            "--calibration: prune.calibration.source is {'demo': 0}; the weight of demo must be",
+        ),
         (["prune", "--run", "a/b"], "--run: run is 'a/b'; must be letters"),
         (["finetune"], "workspace has no run with a pruned model yet. Run: spp prune"),
         (["merge"], "workspace has no run with a finetuned model yet. Run: spp finetune"),
@@ -145,7 +152,14 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["prune", "--sparcity", "1"], ["prone"], ["verify"], ["run", "a", "b"]]
+    "arguments",
+    [
+        ["prune", "--sparcity", "1"],
+        ["calibrate", "--preview", "-1"],
+        ["prone"],
+        ["verify"],
+        ["run", "a", "b"],
+    ],
 )
 def test_a_command_that_cannot_be_read_is_the_users_mistake_too(arguments: list[str]) -> None:
     end = spp(*arguments)
@@ -188,6 +202,30 @@ def test_prune_says_that_it_takes_the_embedded_model_and_prints_one_document() -
     assert not document["skipped"]
     assert document["metrics"]["sparsity"] == pytest.approx(0.75, abs=1e-3)
     assert "model: the embedded one (5.5 M parameters" in end.stderr
+
+
+def test_calibrate_keeps_what_prune_then_takes() -> None:
+    end = spp("calibrate", *SMALL, "--preview", "1", "--json")
+    assert end.exit_code == 0, end.stderr
+    kept = json.loads(end.stdout)
+    assert Path(kept["path"]).parent == Path("workspace/.calibration")
+    assert (kept["source"], kept["recipe"], kept["is_new"]) == ("demo", "documents", True)
+    assert (kept["samples"], kept["length"], kept["seed"]) == (2, 64, 0)
+    (text,) = kept["preview"]
+    assert 0 < len(text) <= 160
+    assert "model: the embedded one" in end.stderr
+
+    lines = spp("calibrate", *SMALL, "--preview", "9").stdout.splitlines()
+    assert lines[0] == f"tokens   {kept['path']} (drawn before)"
+    assert lines[3:5] == ["samples  2 × 64, seed 0", f"digest   {kept['digest']}"]
+    assert lines[6] == f"1  {text}"
+    assert len(lines) == 8
+    assert json.loads(spp("calibrate", *SMALL, "--seed", "1", "--json").stdout)["is_new"]
+
+    pruned = json.loads(spp("prune", *SMALL, "--json").stdout)
+    assert pruned["metrics"]["calibration"] == {
+        key: kept[key] for key in ("source", "recipe", "samples", "length", "digest")
+    }
 
 
 def test_what_was_pruned_is_skipped_then_seen_checked_and_measured() -> None:

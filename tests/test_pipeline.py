@@ -180,6 +180,37 @@ def test_a_changed_text_is_read_anew_by_every_stage_that_reads_it():
     assert states() == dict.fromkeys(STAGES, "done")
 
 
+def test_two_methods_are_calibrated_with_the_same_tokens_drawn_once():
+    kept = Path("workspace/.calibration")
+    written = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(written) == 1  # of the run that is there
+    (outcome,) = run("prune", name="other", changes={"prune.method": "sparsegpt"})
+    assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == written
+    (known,) = run("prune")
+    assert outcome.manifest.metrics["calibration"] == known.manifest.metrics["calibration"]
+    assert {found.name for found in Workspace("workspace").runs()} == {"r", "other"}
+
+
+def test_a_method_that_asks_for_no_inputs_draws_no_tokens():
+    shutil.rmtree("workspace/.calibration")
+    run("prune", name="other", changes={"prune.method": "magnitude"})
+    assert not Path("workspace/.calibration").exists()
+
+
+def test_a_pruned_model_is_made_anew_when_one_of_its_several_texts_changed():
+    Path("more.txt").write_text("for name in names: print(name)\n" * 100)
+    several = {"prune.calibration.source": {"text.txt": 1, "more.txt": 1}}
+    (first,) = run("prune", name="other", changes=several)
+    assert first.manifest.metrics["calibration"]["source"] == "1 of more.txt, 1 of text.txt"
+    assert skipped(run("prune", name="other", changes=several)) == ["prune"]
+    Path("more.txt").write_text("for name in names: yield name\n" * 100)
+    (again,) = run("prune", name="other", changes=several)
+    assert not again.skipped
+    other = {"prune.calibration.source": {"text.txt": 3, "more.txt": 1}}
+    with pytest.raises(WorkspaceError, match=r"prune\.calibration\.source\.text\.txt: 1.0 → 3.0"):
+        run("prune", name="other", changes=other)
+
+
 def test_the_dense_model_is_measured_once_for_all_runs():
     reporter = Bars()
     run("prune", name="other", changes={"prune.sparsity": 0.6})

@@ -168,6 +168,26 @@ MISTAKES = [
         "prune: {calibration: {sequence_length: 4}}",
         "prune.calibration.sequence_length is 4; must be a whole number of at least 8 or auto",
     ),
+    (
+        "prune: {calibration: {source: [c4]}}",
+        "prune.calibration.source is ['c4']; must be text or a mapping of texts to weights above 0",
+    ),
+    (
+        "prune: {calibration: {source: {c4: 3, a.txt: 0}}}",
+        "prune.calibration.source is {'c4': 3, 'a.txt': 0}; "
+        "the weight of a.txt must be a number above 0",
+    ),
+    (
+        "prune: {calibration: {source: {c4: true}}}",
+        "prune.calibration.source is {'c4': True}; the weight of c4 must be a number above 0",
+    ),
+    ("prune: {calibration: {source: {}}}", "prune.calibration.source is {}; must not be empty"),
+    ("prune: {calibration: {source: ''}}", "prune.calibration.source is ''; must not be empty"),
+    (
+        "prune: {calibration: {format: chats}}",
+        "prune.calibration.format is 'chats'; must be auto, text, chat or alpaca. "
+        "Did you mean 'chat'?",
+    ),
     ("prune: {include: [1]}", "prune.include.0 is 1; must be text"),
     (
         "prune: {allocation: {'*.mlp.*': 80%}}",
@@ -319,6 +339,20 @@ def test_globs_are_dumped_in_their_order(read: Any) -> None:
     assert ratios == [("name", "globs"), ("*.mlp.*", 0.8), ("layers.0.*", 0.0)]
 
 
+def test_sources_by_weight_are_one_value_that_a_stronger_layer_replaces(read: Any) -> None:
+    file = read("prune: {calibration: {source: {c4: 3, a.txt: 1}}}")
+
+    def source(*assignments: str) -> Any:
+        return validate(stack(file, from_set(*assignments))).prune.calibration.source
+
+    assert source() == {"c4": 3.0, "a.txt": 1.0}
+    assert source("prune.calibration.source=b.txt") == "b.txt"
+    assert source("prune.calibration.source={b.txt: 2, demo: 0.5}") == {"b.txt": 2.0, "demo": 0.5}
+    assert source("prune.calibration.source=2024") == "2024"
+    below = from_set("prune.calibration.source=b.txt")
+    assert validate(stack(below, file)).prune.calibration.source == {"c4": 3.0, "a.txt": 1.0}
+
+
 def test_a_value_where_a_section_belongs_is_refused_even_under_a_flag(read: Any) -> None:
     with pytest.raises(ConfigError, match=r"a\.yaml:1: prune is 5; must be a section"):
         validate(stack(read("prune: 5"), from_set("prune.sparsity=0.3")))
@@ -339,7 +373,7 @@ CONFIGS = st.builds(
     },
     path=TEXTS,
     revision=st.none() | TEXTS,
-    source=TEXTS,
+    source=TEXTS.filter(bool) | st.dictionaries(TEXTS, st.floats(1e-9, 1e9), min_size=1),
     rate=st.floats(1e-12, 1e12),
     decay=st.floats(0, 1e300),
     globs=st.lists(TEXTS, max_size=3),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from spp_cli.config import TextConfig, TrainingDataConfig
-from spp_cli.data.files import Row, files_of, has_rows, read_rows
-from spp_cli.data.hub import HubSet, hub_rows
+from spp_cli.data.files import Row
+from spp_cli.data.formats import Format, format_of, is_plain_text, keys_of, rows_of
 from spp_cli.data.prompts import IGNORED, Example, alpaca_example, chat_example, encode_example
-from spp_cli.data.text import NAMED, find, how_to_supply, load_texts
+from spp_cli.data.text import NAMED, find, load_texts
 from spp_cli.data.tokens import encode_documents, token_digest
 from spp_cli.errors import DataError
 
@@ -21,7 +21,6 @@ __all__ = ["Rows", "pack", "training_rows"]
 
 DEFAULT_SOURCE = "vicgalle/alpaca-gpt4"
 SECTION = "finetune.data"
-Format = Literal["alpaca", "chat", "text"]
 Purpose = Literal["train", "validation"]
 Encoded = tuple[list[int], list[int]]  # ids and labels
 
@@ -143,7 +142,7 @@ class _Reader:
         if form == "text":
             return _Pool(self._blocks(text, use), lambda ids: (ids, list(ids)), source)
         encode = self._encode_alpaca if form == "alpaca" else self._encode_chat
-        return _Pool(list(_rows(text, path, use)), encode, source)
+        return _Pool(list(rows_of(text, path, use)), encode, source)
 
     def _blocks(self, text: TextConfig, use: Purpose) -> list[list[int]]:
         documents = load_texts(text, use, demo=False).documents
@@ -171,38 +170,22 @@ def _format(
     config: TrainingDataConfig, text: TextConfig, path: Path | None, use: Purpose
 ) -> Format:
     """Return the format as configured, or what the first row's keys tell."""
-    is_plain = text.source in NAMED or (path and not any(map(has_rows, files_of(path))))
-    if is_plain and config.format not in ("auto", "text"):
-        raise DataError(
-            f"{SECTION}: {text.source} is plain text, and format is {config.format}. "
-            "Set format to text, or name a JSON, JSON lines or Parquet file"
-        )
-    if is_plain:
+    if is_plain_text(text.source, path, config.format, use):
         return "text"
     if config.format != "auto":
         return config.format
-    row = next(_rows(text, path, use), None)
+    row = next(rows_of(text, path, use), None)
     if row is None:
         raise DataError(f"{SECTION}: {text.source} holds no row. Name a source that does")
-    keys = set(row.value) if isinstance(row.value, dict) else set()
-    if "messages" in keys:
-        return "chat"
-    if {"instruction", "output"} <= keys:
-        return "alpaca"
+    keys = keys_of(row)
+    if form := format_of(keys):
+        return form
     if text.field in keys:
         return "text"
     raise DataError(
         f"{row.place}: keys {', '.join(sorted(keys)) or 'none'} tell no format. Allowed: "
         f"instruction, input and output; messages; {text.field} (set {SECTION}.field for another)"
     )
-
-
-def _rows(text: TextConfig, path: Path | None, use: Purpose) -> Iterator[Row]:
-    if path is None:
-        wanted = HubSet(text.source, text.subset, text.split or use)
-        remedy = how_to_supply(wanted.name, SECTION)
-        return hub_rows(wanted, data_folder=None, remedy=remedy)
-    return chain.from_iterable(read_rows(file) for file in files_of(path) if has_rows(file))
 
 
 def pack(

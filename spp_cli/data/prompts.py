@@ -12,7 +12,14 @@ from spp_cli.data.files import Row, string_of
 from spp_cli.data.tokens import close, encode
 from spp_cli.errors import DataError
 
-__all__ = ["IGNORED", "Example", "alpaca_example", "chat_example", "encode_example"]
+__all__ = [
+    "IGNORED",
+    "Example",
+    "alpaca_example",
+    "chat_example",
+    "conversation_example",
+    "encode_example",
+]
 
 IGNORED = -100  # the label that torch's cross-entropy passes over
 
@@ -41,22 +48,29 @@ class Example:
     is_templated: bool = False
 
 
-def alpaca_example(row: Row) -> Example | None:
+def alpaca_example(row: Row, section: str = "finetune.data") -> Example | None:
     """Return prompt and output of a row with instruction, output and perhaps input.
 
-    None if the output is blank, so that there is nothing to learn.
+    None if the output is blank, so that there is nothing to learn. ``section`` is where the
+    configuration names the format.
 
     Raises:
         DataError: a key is missing or is not text.
     """
-    remedy = "Name these keys so, or set finetune.data.format"
-    instruction = string_of(row, "instruction", remedy)
-    output = string_of(row, "output", remedy)
-    context = string_of(row, "input", remedy) if row.value.get("input") is not None else ""
+    instruction, context, output = _instruction(row, section)
     form = ALPACA_WITH_INPUT if context.strip() else ALPACA
     prompt = form.format(instruction=instruction, input=context)
     text = prompt + output
     return Example(text, ((len(prompt), len(text)),)) if output.strip() else None
+
+
+def _instruction(row: Row, section: str) -> tuple[str, str, str]:
+    """Return instruction, input and output; an input that is not there is empty."""
+    remedy = f"Name these keys so, or set {section}.format"
+    instruction = string_of(row, "instruction", remedy)
+    output = string_of(row, "output", remedy)
+    context = string_of(row, "input", remedy) if row.value.get("input") is not None else ""
+    return instruction, context, output
 
 
 def chat_example(row: Row, tokenizer: Any) -> Example | None:
@@ -68,24 +82,59 @@ def chat_example(row: Row, tokenizer: Any) -> Example | None:
         DataError: ``messages`` is not a conversation, or the tokenizer has no chat template, or one
             that refuses this conversation.
     """
+    _check_template(tokenizer)
+    messages = _messages(row)
+    if not _has_answer(messages):
+        return None
+
+    def render(part: Sequence[Mapping[str, str]], prompt: bool = False) -> str:
+        return _render(part, tokenizer, row.place, prompt=prompt)
+
+    return Example(text := render(messages), _answers(messages, text, render), is_templated=True)
+
+
+def conversation_example(row: Row, tokenizer: Any) -> Example | None:
+    """Return a conversation as ``chat_example`` does, or an instruction as one of a single turn.
+
+    It is for reading, not for learning: where the answers stand is not found out.
+
+    Raises:
+        DataError: as ``chat_example``.
+    """
+    _check_template(tokenizer)
+    is_instruction = isinstance(row.value, Mapping) and "messages" not in row.value
+    if is_instruction and "instruction" in row.value:
+        instruction, context, output = _instruction(row, "prune.calibration")
+        asked = f"{instruction}\n\n{context}" if context.strip() else instruction
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    else:
+        messages = _messages(row)
+    if not _has_answer(messages):
+        return None
+    return Example(_render(messages, tokenizer, row.place), (), is_templated=True)
+
+
+def _check_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise DataError(
             "format chat needs a chat template, and this model's tokenizer has none. Use a model "
             "whose tokenizer has one, or rows with instruction and output (format: alpaca)"
         )
-    messages = _messages(row)
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-        return None
 
-    def render(part: Sequence[Mapping[str, str]], prompt: bool = False) -> str:
-        try:
-            return str(
-                tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
-            )
-        except TemplateError as error:
-            raise DataError(f"{row.place}: refused by the chat template: {error}") from error
 
-    return Example(text := render(messages), _answers(messages, text, render), is_templated=True)
+def _has_answer(messages: Sequence[Mapping[str, str]]) -> bool:
+    return any(m["role"] == "assistant" and m["content"].strip() for m in messages)
+
+
+def _render(
+    messages: Sequence[Mapping[str, str]], tokenizer: Any, place: str, *, prompt: bool = False
+) -> str:
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        )
+    except TemplateError as error:
+        raise DataError(f"{place}: refused by the chat template: {error}") from error
 
 
 def _messages(row: Row) -> list[dict[str, str]]:

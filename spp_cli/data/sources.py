@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from spp_cli.data.stdlib import Part, read_texts
@@ -10,11 +11,17 @@ from spp_cli.fingerprint import canonical_json, file_digest, sha256
 __all__ = ["source_digest"]
 
 
-def source_digest(source: str, part: Part, *, demo: bool, cache: Path | None = None) -> str | None:
+def source_digest(
+    source: str | Mapping[str, float], part: Part, *, demo: bool, cache: Path | None = None
+) -> str | None:
     """Return a SHA-256 in hex over the text of a local source; None for one on the hub.
 
-    A hub data set is known by its name, which is among the settings already.
+    A hub data set is known by its name, which is among the settings already; of several sources,
+    with their weights, all that are local count.
     """
+    if not isinstance(source, str):
+        digests = {name: source_digest(name, part, demo=demo, cache=cache) for name in source}
+        return sha256(canonical_json(digests)) if any(digests.values()) else None
     if source == "demo" or (source == "auto" and demo):
         return sha256(canonical_json(read_texts(part)))
     path = Path(source).expanduser()

@@ -15,7 +15,17 @@ from spp_cli.data.files import Row, files_of, has_rows, read_rows, read_text, st
 from spp_cli.data.hub import HubSet, hub_rows
 from spp_cli.errors import DataError
 
-__all__ = ["NAMED", "Texts", "Use", "find", "load_texts"]
+__all__ = [
+    "NAMED",
+    "SECTIONS",
+    "Texts",
+    "Use",
+    "find",
+    "how_to_supply",
+    "load_texts",
+    "named",
+    "refuse_hub_keys",
+]
 
 Use = Literal["calibration", "train", "validation", "test"]
 
@@ -52,24 +62,26 @@ def load_texts(
     Raises:
         DataError: the source is not there, cannot be reached or read, or holds no text.
     """
-    source = config.source
-    if source == "auto":
-        published = "c4" if use in ("calibration", "train") else "wikitext2"
-        source = "demo" if demo else published
+    source = named(config.source, use, demo=demo)
     documents = tuple(text for text in _documents(config, source, use, data_folder) if text.strip())
     if not documents:
         raise DataError(f"{SECTIONS[use]}.source: {source} holds no text. Name one that does")
     return Texts(documents, source, _digest(documents))
 
 
+def named(source: str, use: Use, *, demo: bool) -> str:
+    """Return the name of the source that "auto" stands for; any other source as it is."""
+    if source != "auto":
+        return source
+    published = "c4" if use in ("calibration", "train") else "wikitext2"
+    return "demo" if demo else published
+
+
 def _documents(config: TextConfig, source: str, use: Use, data_folder: str | None) -> Iterable[str]:
     section = SECTIONS[use]
     path = None if source in NAMED else find(source, f"{section}.source")
-    if (config.subset or config.split) and (path or source in NAMED):
-        raise DataError(
-            f"{section}: subset and split belong to a hub data set, and source is {source}. "
-            "Remove them"
-        )
+    if path or source in NAMED:
+        refuse_hub_keys(config, section)
     if source == "demo":
         part: stdlib.Part = "train" if use == "calibration" else use
         return [text for _, text in stdlib.read_texts(part)]
@@ -80,8 +92,21 @@ def _documents(config: TextConfig, source: str, use: Use, data_folder: str | Non
         data_folder=data_folder,
         remedy=how_to_supply(wanted.name, section),
     )
-    texts = _texts_of_rows(rows, config.field, section)
+    texts = _texts_of_rows(rows, "text" if source in NAMED else config.field, section)
     return ["\n\n".join(texts)] if source == "wikitext2" else texts
+
+
+def refuse_hub_keys(config: TextConfig, section: str) -> None:
+    """Refuse what belongs to a hub data set, where the source is none.
+
+    Raises:
+        DataError: the configuration names a subset or a split.
+    """
+    if config.subset or config.split:
+        raise DataError(
+            f"{section}: subset and split belong to a hub data set, and source is {config.source}. "
+            "Remove them"
+        )
 
 
 def _hub_set(config: TextConfig, source: str, use: Use) -> HubSet:

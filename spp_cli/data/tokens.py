@@ -1,11 +1,10 @@
-"""Token tensors of one shape, for calibration and for perplexity."""
+"""Texts to token ids, and token tensors of one shape."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spp_cli.config import CalibrationConfig, PerplexityConfig
+from spp_cli.config import PerplexityConfig
 from spp_cli.data.text import find, load_texts
-from spp_cli.data.windows import Windows, windows_of_documents, windows_of_packed
 from spp_cli.errors import ConfigError, DataError, ModelError
 
 __all__ = [
     "TokenSet",
-    "calibration_tokens",
     "check_vocabulary",
     "close",
     "encode",
@@ -29,7 +26,9 @@ __all__ = [
     "encode_documents",
     "evaluation_tokens",
     "resolve_length",
+    "stored_tokens",
     "token_digest",
+    "token_set",
 ]
 
 _AT_ONCE = 32  # documents, whose tokens are held with all their offsets meanwhile
@@ -50,45 +49,16 @@ class TokenSet:
     digest: str
     recipe: str
 
-
-def calibration_tokens(
-    config: CalibrationConfig, tokenizer: Any, length: int, *, demo: bool
-) -> TokenSet:
-    """Return ``config.samples`` sequences of ``length`` tokens, the same for the same seed.
-
-    Raises:
-        DataError: the text cannot be had, or is too short.
-    """
-    section, samples = "prune.calibration", config.samples
-    stored = _stored_tokens(config.source, section, length, tokenizer)
-    if stored is not None:
-        if len(stored) < samples:
-            raise DataError(
-                f"{config.source}: {len(stored)} sequences, and {section}.samples is {samples}. "
-                "Lower it, or store more"
-            )
-        return _token_set(stored[:samples], config.source, "stored")
-    texts = load_texts(config, "calibration", demo=demo)
-    drawn = _draw(texts.documents, tokenizer, samples=samples, length=length, seed=config.seed)
-    if not drawn.rows:
-        raise DataError(
-            f"{section}.source: {texts.name} has {drawn.tokens} tokens, and {samples} different "
-            f"sequences of {length} need at least {length + samples - 1}. "
-            f"Lower {section}.samples or sequence_length, or give more text"
-        )
-    return _token_set(torch.tensor(drawn.rows), texts.name, drawn.recipe)
-
-
-def _draw(
-    documents: Sequence[str], tokenizer: Any, *, samples: int, length: int, seed: int
-) -> Windows:
-    """Draw as published, unless the documents that come up are all too short, or too few."""
-    counts = {"samples": samples, "length": length, "seed": seed}
-    drawn = windows_of_documents(documents, partial(encode, tokenizer), **counts)
-    # With fewer tokens than are asked for, the same few passages would come again and again.
-    if drawn.tokens >= samples * length:
-        return drawn
-    return windows_of_packed(documents, partial(encode_document, tokenizer), **counts)
+    def described(self) -> dict[str, Any]:
+        """Return what there is to say of the tokens, without them."""
+        samples, length = self.tokens.shape
+        return {
+            "source": self.source,
+            "recipe": self.recipe,
+            "samples": samples,
+            "length": length,
+            "digest": self.digest,
+        }
 
 
 def evaluation_tokens(
@@ -102,9 +72,9 @@ def evaluation_tokens(
         DataError: the text cannot be had, or is shorter than one chunk.
     """
     section = "eval.perplexity"
-    stored = _stored_tokens(config.source, section, length, tokenizer)
+    stored = stored_tokens(config.source, section, length, tokenizer)
     if stored is not None:
-        return _token_set(stored[: config.max_chunks], config.source, "stored")
+        return token_set(stored[: config.max_chunks], config.source, "stored")
     texts = load_texts(config, "test", demo=demo, data_folder=data_folder)
     ids = encode(tokenizer, "\n\n".join(texts.documents))
     chunks = len(ids) // length
@@ -114,7 +84,7 @@ def evaluation_tokens(
             f"{length}. Lower {section}.sequence_length, or give more text"
         )
     tokens = torch.tensor(ids[: chunks * length]).view(chunks, length)
-    return _token_set(tokens[: config.max_chunks], texts.name, "chunks")
+    return token_set(tokens[: config.max_chunks], texts.name, "chunks")
 
 
 def resolve_length(
@@ -196,12 +166,17 @@ def token_digest(rows: Iterable[Sequence[int] | np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _token_set(tokens: Tensor, source: str, recipe: str) -> TokenSet:
+def token_set(tokens: Tensor, source: str, recipe: str) -> TokenSet:
+    """Return ``tokens`` (samples, length) with their digest."""
     return TokenSet(tokens, source, token_digest(tokens.numpy()), recipe)
 
 
-def _stored_tokens(source: str, section: str, length: int, tokenizer: Any) -> Tensor | None:
-    """Return ``tokens`` (samples, length) of a safetensors file, or None if it is not one."""
+def stored_tokens(source: str, section: str, length: int, tokenizer: Any) -> Tensor | None:
+    """Return ``tokens`` (samples, length) of a safetensors file, or None if it is not one.
+
+    Raises:
+        DataError: they do not fit the tokenizer or the length, or the file is a pickle or damaged.
+    """
     suffix = Path(source).suffix.lower()
     if suffix in _PICKLED:
         raise DataError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Windows", "windows_of_documents", "windows_of_packed"]
 
 MAX_DRAWS = 10_000  # for one sequence: C4 has a document of 8192 tokens in every 700 or so
-Encode = Callable[[str], list[int]]
+Encode = Callable[[Any], list[int]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Windows:
 
 
 def windows_of_documents(
-    documents: Sequence[str], encode: Encode, *, samples: int, length: int, seed: int
+    documents: Sequence[Any], encode: Encode, *, samples: int, length: int, seed: int
 ) -> Windows:
     """Return windows of documents longer than ``length`` tokens, drawn with replacement.
 
@@ -54,7 +55,7 @@ def windows_of_documents(
 
 
 def windows_of_packed(
-    documents: Sequence[str], encode: Encode, *, samples: int, length: int, seed: int
+    documents: Sequence[Any], encode: Encode, *, samples: int, length: int, seed: int
 ) -> Windows:
     """Return windows of the shuffled documents laid end to end, in the order of their places.
 

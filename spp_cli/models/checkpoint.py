@@ -22,6 +22,8 @@ __all__ = [
     "copy_companions",
     "is_demo_family",
     "locate",
+    "read_config",
+    "tokenizer_files",
 ]
 
 DEMO = "demo"
@@ -47,10 +49,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, *, weights_needed: bool = True) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            problem = "a file, not a folder" if self.folder.exists() else "no such folder"
-            raise ModelError(f"{folder}: {problem}. Give a model's folder or its hub id")
-        self.config = self._read_json(self.folder / "config.json")
+        self.config = read_config(self.folder)
         wanted = weights_needed or any((self.folder / name).is_file() for name in (INDEX, SINGLE))
         self._files = {path: _open(path) for path in (self._shards() if wanted else [])}
         self.locations = {
@@ -60,7 +59,7 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         if (self.folder / INDEX).is_file():
             try:
-                weight_map = self._read_json(self.folder / INDEX)["weight_map"]
+                weight_map = _read_json(self.folder / INDEX)["weight_map"]
                 names = sorted({str(name) for name in weight_map.values()})
             except (KeyError, AttributeError, TypeError):
                 raise ModelError(
@@ -87,20 +86,6 @@ class Checkpoint:
         raise ModelError(
             f"{self.folder} has no {SINGLE} and no {INDEX}. Copy or download its weights"
         )
-
-    @staticmethod
-    def _read_json(path: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise ModelError(
-                f"{path.parent} has no {path.name}; it is not a model folder"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read as JSON: {error}. Copy it anew") from error
-        if not isinstance(value, dict):
-            raise ModelError(f"{path} does not hold a JSON object; it is corrupt. Copy it anew")
-        return value
 
     @property
     def weight_files(self) -> list[str]:
@@ -133,6 +118,30 @@ class Checkpoint:
         return self._files[self.locations[name]].dtype(name)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what the config.json of a model's folder says.
+
+    Raises:
+        ModelError: no such folder, or no config.json that can be read.
+    """
+    if not folder.is_dir():
+        problem = "a file, not a folder" if folder.exists() else "no such folder"
+        raise ModelError(f"{folder}: {problem}. Give a model's folder or its hub id")
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} has no {path.name}; it is not a model folder") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}. Copy it anew") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object; it is corrupt. Copy it anew")
+    return value
+
+
 def _open(path: Path) -> TensorFile:
     try:
         return TensorFile(path)
@@ -147,12 +156,12 @@ def locate(
     revision: str | None = None,
     *,
     trust_remote_code: bool = False,
-    weights: bool = True,
+    with_weights: bool = True,
 ) -> tuple[Path, bool]:
     """Return the folder of a model, and whether it is the embedded one.
 
-    ``path`` is "demo", a folder, or a hub id, which is downloaded into the hub's cache; without
-    ``weights`` only its configuration is.
+    ``path`` is "demo", a folder, or a hub id, which is downloaded into the hub's cache, its weights
+    only if they are wanted.
 
     Raises:
         ModelError: nothing of this is there, or the hub cannot be reached.
@@ -164,7 +173,8 @@ def locate(
         return folder, False
     from spp_cli.models.hub import download  # not above: it imports the hub's client
 
-    return download(path, revision, with_code=trust_remote_code, weights=weights), False
+    folder = download(path, revision, with_code=trust_remote_code, with_weights=with_weights)
+    return folder, False
 
 
 def is_demo_family(folder: Path) -> bool:
@@ -178,6 +188,12 @@ def companions(folder: Path) -> Iterator[Path]:
     """Yield the files that belong to a model beside its weights, each once."""
     found = {path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()}
     yield from sorted(path for path in found if path.suffix not in (".safetensors", ".bin", ".pt"))
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Return the names of the files that decide what a model's tokenizer does, in order."""
+    of_the_model = ("config.json", "generation_config.json")
+    return [path.name for path in companions(folder) if path.name not in of_the_model]
 
 
 def copy_companions(source: Path, target: Path, dtype: str | None = None) -> None:

@@ -10,13 +10,13 @@ from spp_cli.errors import ModelError
 __all__ = ["download"]
 
 _WEIGHTS = "*.safetensors"
-_WANTED = ("*.json", "*.model", "*.txt", "*.jinja")
+_WANTED = (_WEIGHTS, "*.json", "*.model", "*.txt", "*.jinja")
 # Some models hold their weights once more, in other formats, in folders of their own.
 _UNWANTED = ("original/*", "*/*.safetensors")
 
 
 def download(
-    hub_id: str, revision: str | None = None, *, with_code: bool = False, weights: bool = True
+    hub_id: str, revision: str | None = None, *, with_code: bool = False, with_weights: bool = True
 ) -> Path:
     """Return the folder of a model in the hub's cache, downloaded first if it is not there.
 
@@ -28,12 +28,13 @@ def download(
     """
     from huggingface_hub import errors, snapshot_download
 
+    wanted = [name for name in _WANTED if with_weights or name != _WEIGHTS]
     with offline_if_unreachable() as reachable:
         try:
             folder = snapshot_download(
                 hub_id,
                 revision=revision,
-                allow_patterns=[*_WANTED, *[_WEIGHTS] * weights, *["*.py"] * with_code],
+                allow_patterns=[*wanted, "*.py"] if with_code else wanted,
                 ignore_patterns=list(_UNWANTED),
             )
         # What else the client lets through, of its HTTP library say, depends on its version.

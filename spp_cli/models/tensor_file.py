@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def write_tensors(
     ``layouts`` tells the shape and type of each beforehand, so that each is read only once. Equal
     contents make equal files.
     """
-    unfinished = path.with_name(f".{path.name}.writing")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.writing")
     entries: dict[str, dict[str, Any]] = {
         name: {"dtype": _CODES[dtype], "shape": list(shape)}
         for name, (shape, dtype) in layouts.items()
@@ -146,15 +147,20 @@ def write_tensors(
     header = {"__metadata__": dict(metadata), **{name: entries[name] for name in order}}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin on a multiple of 8
-    with unfinished.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in order:
-            tensor = read(name)
-            assert layout_of(tensor) == (tuple(layouts[name][0]), layouts[name][1]), name
-            stream.write(bytes_of(tensor.contiguous()))
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            for name in order:
+                tensor = read(name)
+                assert layout_of(tensor) == (tuple(layouts[name][0]), layouts[name][1]), name
+                stream.write(bytes_of(tensor.contiguous()))
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def layout_of(tensor: Tensor) -> Layout:

@@ -8,7 +8,15 @@ from typing import Any
 
 from spp_cli.reporting.terminal import duration
 
-__all__ = ["evaluation_table", "plan_table", "run_table", "status_table", "table", "verify_table"]
+__all__ = [
+    "calibration_table",
+    "evaluation_table",
+    "plan_table",
+    "run_table",
+    "status_table",
+    "table",
+    "verify_table",
+]
 
 _TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
 _ERROR = "_stderr"
@@ -202,6 +210,25 @@ def _perplexity(measured: Mapping[str, Any] | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def calibration_table(kept: Mapping[str, Any]) -> str:
+    """Return what ``spp calibrate`` keeps, one fact a line, and the preview below it.
+
+    ``kept`` has ``path``, ``is_new``, ``source``, ``recipe``, ``samples``, ``length`` (tokens),
+    ``seed``, ``digest`` and ``preview``, a list of texts.
+    """
+    facts = {
+        "tokens": f"{kept['path']} ({'drawn now' if kept['is_new'] else 'drawn before'})",
+        "source": kept["source"],
+        "recipe": kept["recipe"],
+        "samples": f"{kept['samples']} × {kept['length']}, seed {kept['seed']}",
+        "digest": kept["digest"],
+    }
+    lines = [f"{name:<7}  {fact}" for name, fact in facts.items()]
+    width = len(str(len(kept["preview"])))
+    shown = [f"{number:>{width}}  {text}" for number, text in enumerate(kept["preview"], start=1)]
+    return "\n".join([*lines, *([""] if shown else []), *shown])
 
 
 def verify_table(report: Mapping[str, Any]) -> str:

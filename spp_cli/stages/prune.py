@@ -12,12 +12,11 @@ import torch
 
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.config import SppConfig
-from spp_cli.data.tokens import TokenSet, calibration_tokens, check_vocabulary, resolve_length
 from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
-from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.stored import StoredTensors
 from spp_cli.models.streaming import StreamedModel, open_model
@@ -31,6 +30,7 @@ from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import write_sparsity_record
 from spp_cli.stages.allocating import allocate
 from spp_cli.stages.block_records import BlockRecords
+from spp_cli.stages.calibration import calibration
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["run"]
@@ -59,8 +59,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     settings.allocation.check(linears, pattern.sparsity)
     stored = StoredTensors(source, model.model)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
-    calibration = _calibration(config, sources, model.model.config, reporter)
-    batches = list(calibration.tokens.split(settings.calibration.batch_size)) if calibration else []
+    tokens = None
+    if settings.reads_text:
+        tokens = calibration(config, sources, model.model.config, reporter).tokens
+    batches = list(tokens.tokens.split(settings.calibration.batch_size)) if tokens else []
 
     def activations() -> ActivationStore:
         return _activations(config, batches, model.model, device, target / RESUME)
@@ -126,28 +128,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
                 name: {"target": shares.ratios[name], **figure} for name, figure in figures.items()
             },
             "allocation": shares.described(),
-            "calibration": _described(calibration),
+            "calibration": tokens and tokens.described(),
         },
         digest,
     )
-
-
-def _calibration(
-    config: SppConfig, sources: Sources, model_config: Any, reporter: Reporter
-) -> TokenSet | None:
-    """Return the calibration tokens; None if nothing asks to know of any inputs."""
-    settings = config.prune.calibration
-    asking = (config.prune.method.statistic, config.prune.refine.statistic)
-    if not any(asking) and not config.prune.allocation.reads_text:
-        return None
-    length = resolve_length(
-        settings.sequence_length, model_config, setting="prune.calibration.sequence_length"
-    )
-    tokenizer = load_tokenizer(sources.model, trust_remote_code=config.model.trust_remote_code)
-    tokens = calibration_tokens(settings, tokenizer, length, demo=sources.demo)
-    check_vocabulary(int(tokens.tokens.max()), model_config)
-    reporter.say(f"calibration: {len(tokens.tokens)} × {length} tokens of {tokens.source}")
-    return tokens
 
 
 def _remembered(target: Path, key: str) -> Any:
@@ -167,16 +151,3 @@ def _activations(
         size = sum(batch.numel() for batch in batches) * hidden_size * 4
         offload = choose_offload(size, device)
     return ActivationStore(offload, device, folder / "activations")
-
-
-def _described(calibration: TokenSet | None) -> dict[str, Any] | None:
-    if calibration is None:
-        return None
-    samples, length = calibration.tokens.shape
-    return {
-        "source": calibration.source,
-        "recipe": calibration.recipe,
-        "samples": samples,
-        "length": length,
-        "digest": calibration.digest,
-    }

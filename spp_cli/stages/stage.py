@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spp_cli.data.token_store import TokenStore
+
 __all__ = ["Result", "Sources"]
 
 
@@ -18,6 +20,7 @@ class Sources:
     stages: dict[str, Path] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # of "dense" and of each stage
     cache: Path | None = None  # where results of evaluations are remembered
+    store: TokenStore = field(default_factory=TokenStore)  # where calibration tokens are kept
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pytest
@@ -38,18 +42,77 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
         nonlocal answer
         answer = (status, code)
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with served(Handler, tmp_path, monkeypatch):
+        yield say
+
+
+@contextmanager
+def served(
+    handler: type[BaseHTTPRequestHandler], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Make what ``handler`` answers the hub, and ``cache`` its cache."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    yield say
+    yield
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+class Model(BaseHTTPRequestHandler):
+    """A hub with one model, of a config and weights."""
+
+    FILES: ClassVar = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if "/resolve/" in self.path:
+            self.answer(self.FILES[name])
+        elif "/tree/" in self.path:
+            self.answer(json.dumps([self.entry(name) for name in self.FILES]).encode())
+        else:
+            siblings = [{"rfilename": name} for name in self.FILES]
+            model = {"id": "owner/name", "sha": "0" * 40, "siblings": siblings}
+            self.answer(json.dumps(model).encode())
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def entry(self, name: str) -> dict[str, object]:
+        return {"type": "file", "path": name, "size": len(self.FILES[name]), "oid": "0" * 40}
+
+    def answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_weights_are_downloaded_only_if_they_are_wanted(
+    with_weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(Model, tmp_path, monkeypatch):
+        folder = download("owner/name", with_weights=with_weights)
+    names = {"config.json", "model.safetensors"} if with_weights else {"config.json"}
+    assert {path.name for path in folder.iterdir()} == names
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from spp_cli.models.tensor_file import TensorFile
+from spp_cli.models.tensor_file import TensorFile, write_tensors
 
 dtypes = st.sampled_from(
     [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -53,6 +53,19 @@ def test_a_header_that_is_no_object_is_refused(header, tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="not a JSON object"):
         TensorFile(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before_and_no_other(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(3)}, path)
+
+    def read(name):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_tensors(path, {"a": ((3,), torch.float32)}, read, {})
+    assert torch.equal(TensorFile(path).read("a"), torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path):

@@ -105,6 +105,31 @@ MISTAKES = [
         "--samples: prune.calibration.samples is 2.5; must be a whole number of at least 1",
     ),
     Mistake(
+        "a calibration source without weight",
+        "spp prune small.yaml --calibration '{text.txt: 3, rows.jsonl: 0}'",
+        "--calibration: prune.calibration.source is {'text.txt': 3, 'rows.jsonl': 0}; "
+        "the weight of rows.jsonl must be a number above 0",
+    ),
+    Mistake(
+        "no calibration source at all",
+        "spp prune mine.yaml",
+        "mine.yaml:3: prune.calibration.source is {}; must not be empty",
+        (written("mine.yaml", "prune:\n  calibration:\n    source: {}\n"),),
+    ),
+    Mistake(
+        "a list of calibration sources",
+        "spp prune mine.yaml",
+        "mine.yaml:3: prune.calibration.source is ['c4', 'text.txt']; "
+        "must be text or a mapping of texts to weights above 0",
+        (written("mine.yaml", "prune:\n  calibration:\n    source: [c4, text.txt]\n"),),
+    ),
+    Mistake(
+        "an unknown format of calibration rows",
+        "spp prune small.yaml --format chats",
+        "--format: prune.calibration.format is 'chats'; must be auto, text, chat or alpaca. "
+        "Did you mean 'chat'?",
+    ),
+    Mistake(
         "a learning rate below zero",
         "spp finetune small.yaml --learning-rate -1e-3",
         "--learning-rate: finetune.learning_rate is -0.001; must be a number above 0",

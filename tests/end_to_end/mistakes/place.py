@@ -101,11 +101,15 @@ def spawned(
 
 
 def contents() -> dict[str, str]:
-    """Return the digest of every file here; locks and remembered digests are no content."""
+    """Return the digest of every file here.
+
+    Locks and remembered digests are no content, nor are tokens that the next run reads again.
+    """
+    ours = {".cache", ".calibration"}
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path().rglob("*"))
-        if path.is_file() and path.name != ".lock" and ".cache" not in path.parts
+        if path.is_file() and path.name != ".lock" and not ours.intersection(path.parts)
     }
 
 

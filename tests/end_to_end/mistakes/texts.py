@@ -63,8 +63,32 @@ MISTAKES = [
     ),
     Mistake(
         "a key that the JSON lines have not",
-        f"{PRUNE} rows.jsonl",
-        "rows.jsonl:1: no key 'text'; its keys: instruction, output. Set prune.calibration.field",
+        f"{PRUNE} qa.jsonl",
+        "qa.jsonl:1: no key 'text'; its keys: question, answer. Set prune.calibration.field",
+        (written("qa.jsonl", '{"question": "1?", "answer": "2"}\n'),),
+    ),
+    Mistake(
+        "instructions for chats, without a chat template",
+        f"{PRUNE} rows.jsonl --format chat",
+        "format chat needs a chat template, and this model's tokenizer has none. Use a model "
+        "whose tokenizer has one, or rows with instruction and output (format: alpaca)",
+    ),
+    Mistake(
+        "a plain text for chats",
+        f"{PRUNE} text.txt --format chat",
+        "prune.calibration: text.txt is plain text, and format is chat. "
+        "Set format to text, or name a JSON, JSON lines or Parquet file",
+    ),
+    Mistake(
+        "one of several texts that is not there",
+        f"{PRUNE} '{{text.txt: 1, txt.txt: 1}}'",
+        "prune.calibration.source: txt.txt: no such file or folder. Allowed: …",
+    ),
+    Mistake(
+        "one of several texts that gives nothing",
+        f"{PRUNE} '{{text.txt: 9, rows.jsonl: 1}}'",
+        "prune.calibration.source: rows.jsonl has the weight 1 of 10, and gives none of 2 samples. "
+        "Raise its weight, or prune.calibration.samples",
     ),
     Mistake(
         "a key that holds no text",
@@ -113,8 +137,8 @@ MISTAKES = [
     Mistake(
         "fewer stored tokens than samples",
         f"{PRUNE} tokens.safetensors",
-        "tokens.safetensors: 1 sequences, and prune.calibration.samples is 2. "
-        "Lower it, or store more",
+        "tokens.safetensors: 1 sequences, and 2 are wanted of it. "
+        "Lower prune.calibration.samples, or store more",
         (stored(torch.zeros(1, 32, dtype=torch.int64)),),
     ),
     Mistake(
