@@ -50,7 +50,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path, *, weights_needed: bool = True) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
-        wanted = weights_needed or any((self.folder / name).is_file() for name in (INDEX, SINGLE))
+        # An index alone comes with the configuration of a large model of the hub.
+        wanted = weights_needed or any(self.folder.glob("*.safetensors"))
         self._files = {path: _open(path) for path in (self._shards() if wanted else [])}
         self.locations = {
             name: path for path, tensors in self._files.items() for name in tensors.names()
