@@ -161,6 +161,8 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     from spp_cli.pipeline import run_stages
 
     outcomes = run_stages(stages, config, reporter, run=run, force=given["force"])
+    if not outcomes:  # of several processes, this is one that only helps
+        return Answer(None, "")
     documents = [_document(outcome) for outcome in outcomes]
     text = "\n".join(_line(outcome) for outcome in outcomes)
     evaluation = documents[-1].get("results")

@@ -6,16 +6,17 @@ import importlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from spp_cli import processes
 from spp_cli.config import SppConfig
-from spp_cli.errors import ModelError, SppError
+from spp_cli.errors import ConfigError, ModelError, SppError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
-from spp_cli.progress import Reporter
+from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
@@ -27,6 +28,7 @@ MODULES = {
     "merge": "spp_cli.stages.merge",
     "eval": "spp_cli.stages.evaluate",
 }
+_TOGETHER = ("prune",)  # what several processes do together
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prune": (),
     "finetune": ("prune",),
@@ -61,7 +63,45 @@ def run_stages(
     """
     workspace = Workspace(config.workspace)
     handle = workspace.run(run or config.run_name())
-    return [_run_stage(stage, config, workspace, handle, reporter, force) for stage in stages]
+    if processes.count() > 1:
+        _meet(stages, config)
+    if not processes.is_main():
+        for stage in stages:
+            _help_with(stage, config, workspace)
+        return []
+    outcomes = []
+    for stage in stages:
+        with processes.leading() as tell:
+            outcomes.append(_run_stage(stage, config, workspace, handle, reporter, force, tell))
+    processes.disconnect()
+    return outcomes
+
+
+def _meet(stages: Sequence[str], config: SppConfig) -> None:
+    for stage in stages:
+        if stage not in _TOGETHER:
+            raise ConfigError(
+                f"{stage} runs in one process, and there are {processes.count()}. "
+                f"Start it without accelerate launch; with it: {', '.join(_TOGETHER)}"
+            )
+    from spp_cli.models.loading import resolve_device
+
+    processes.connect(resolve_device(config.model.device))
+
+
+def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
+    """Do the part in ``stage`` of a process that is not the main one."""
+    partial = processes.follow()
+    if partial is None:
+        return
+    from spp_cli.data.token_store import TokenStore
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, stage)
+    store = TokenStore(workspace.calibration, workspace.digest_cache)
+    module = importlib.import_module(MODULES[stage])
+    module.run(config, Sources(model, demo, store=store), partial, Silent())
+    processes.disconnect()
 
 
 def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dict[str, Any]:
@@ -90,6 +130,7 @@ def _run_stage(
     run: Run,
     reporter: Reporter,
     force: bool,
+    tell: Callable[[Path], None],
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
@@ -119,6 +160,7 @@ def _run_stage(
             assert manifest is not None
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
+        tell(partial)
         cache = workspace.root / ".cache" / "evaluations"
         store = TokenStore(workspace.calibration, workspace.digest_cache)
         sources = Sources(model, demo, folders, digests, cache, store)

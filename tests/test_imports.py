@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "spp_cli"
-GROUND = {"errors", "config", "settings", "yaml12", "fields", "progress", "fingerprint", "__init__"}
+GROUND = {
+    "errors",
+    "config",
+    "settings",
+    "yaml12",
+    "fields",
+    "progress",
+    "fingerprint",
+    "processes",
+    "__init__",
+}
 # Each part with the level it stands on: it imports from its own level and from below.
 LEVELS = {
     **dict.fromkeys(GROUND, 0),

@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from spp_cli import processes
 from spp_cli.errors import ConfigError, ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.experts import take_apart
@@ -152,11 +153,14 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def resolve_device(device: str) -> torch.device:
     """Return the torch device; "auto" is the first GPU if there is one.
 
+    Of several processes on this machine each has a GPU of its own.
+
     Raises:
         ConfigError: a GPU that is not there.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = f"cuda:{processes.local_number()}" if processes.count() > 1 else "cuda"
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spp_cli.errors import ConfigError, ModelError, NumericalError
+from spp_cli import processes
+from spp_cli.errors import ConfigError, ModelError, NumericalError, SppError
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import capture_calls
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.models.streaming import BlockSource
-from spp_cli.progress import Reporter
+from spp_cli.progress import Reporter, Task
 from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
-from spp_cli.pruning.orders import Group, Order
+from spp_cli.pruning.orders import Order, Round
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
@@ -131,16 +132,16 @@ def prune_blocks(
             block, is_last = source.load(index, device), index + 1 == blocks
             chosen = [linear for linear in source.decoder.linears(index) if linear.name in wanted]
             if index >= done:
-                groups: Iterable[Group] = (
-                    order.groups(block, index, chosen, calls, kinds, is_last=is_last)
+                rounds: Iterable[Round] = (
+                    order.rounds(block, index, chosen, calls, kinds, is_last=is_last)
                     if calls
-                    else [([linear], None) for linear in chosen]
+                    else [[([linear], None) for linear in chosen]]
                 )
-                layers: dict[str, PrunedLayer] = {}
-                for linears_of_one_input, known in groups:
-                    pruned = _prune_group(linears_of_one_input, known, recipe, reporter)
-                    layers |= {layer.linear.name: layer for layer in pruned}
-                    progress.advance(0, detail=linears_of_one_input[-1].name)
+                layers = {
+                    layer.linear.name: layer
+                    for groups in rounds
+                    for layer in _prune_round(groups, recipe, reporter, progress)
+                }
                 yield index, [layers[linear.name] for linear in chosen]
             elif calls and not is_last:
                 for batch in range(len(calls.shapes)):
@@ -160,15 +161,63 @@ def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
         )
 
 
+def _prune_round(
+    groups: Round, recipe: Recipe, reporter: Reporter, progress: Task
+) -> list[PrunedLayer]:
+    """Prune, in place, the linears of groups that are ready together.
+
+    Several processes take turns, so that each solves its share of the groups for all.
+    """
+    owners = [number % processes.count() for number in range(len(groups))]
+    layers: list[PrunedLayer] = []
+    problem: SppError | None = None
+    try:
+        for (linears, known), owner in zip(groups, owners, strict=True):
+            if known is None and recipe.statistics():
+                names = ", ".join(linear.name for linear in linears)
+                reporter.warn(f"no calibration text reached {names}: pruned by magnitude")
+            if owner == processes.number():
+                layers += _prune_group(linears, known, recipe)
+                progress.advance(0, detail=linears[-1].name)
+    except SppError as error:
+        problem = error
+    for found in processes.collect(problem):
+        if found is not None:
+            raise found
+    if processes.count() == 1:
+        return layers
+    ours = {layer.linear.name: layer for layer in layers}
+    return [
+        _exchanged(linear, ours.get(linear.name), recipe, owner)
+        for (linears, _), owner in zip(groups, owners, strict=True)
+        for linear in linears
+    ]
+
+
+def _exchanged(
+    linear: Linear, layer: PrunedLayer | None, recipe: Recipe, owner: int
+) -> PrunedLayer:
+    """Return a layer that the process ``owner`` pruned, on all of them, and put it in place."""
+    weight = linear.weight.contiguous()
+    keep = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    if layer is not None:
+        keep.copy_(layer.keep)
+    processes.send(weight, owner)
+    processes.send(keep, owner)
+    record = processes.collect(layer and dict(layer.record))[owner]
+    linear.weight.copy_(weight)
+    stored = weight.to(recipe.stored_dtype(linear.name))
+    return PrunedLayer(linear, stored.cpu(), keep.bool().cpu(), record)
+
+
 def _prune_group(
-    linears: Sequence[Linear], known: Known | None, recipe: Recipe, reporter: Reporter
+    linears: Sequence[Linear], known: Known | None, recipe: Recipe
 ) -> list[PrunedLayer]:
     """Prune, in place, linears that read one input."""
     method, refinement, record = recipe.method, recipe.refinement, {}
     names = ", ".join(linear.name for linear in linears)
     if known is None and recipe.statistics():
         method, refinement, record = Magnitude(), NoRefinement(), {"tokens": 0}
-        reporter.warn(f"no calibration text reached {names}: pruned by magnitude")
     weights = [linear.weight.float() for linear in linears]
     for linear, weight in zip(linears, weights, strict=True):
         if not weight.isfinite().all():

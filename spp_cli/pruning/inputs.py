@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from spp_cli import processes
 from spp_cli.errors import NumericalError
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.method import PruningMethod
@@ -38,6 +40,11 @@ class Known:
         sequences = rows.view(samples if whole else 1, -1, rows.shape[-1])
         for statistic in self._statistics.values():
             statistic.update(sequences, samples)
+
+    def add_up(self) -> None:
+        """Make what each process has counted what all together have."""
+        for statistic in self._statistics.values():
+            statistic.add_up()
 
     def prepare(self, method: PruningMethod, names: str) -> Any:
         """Return what ``method`` makes of its statistic for all linears with this input, ``names``.
@@ -92,11 +99,22 @@ class BlockInputs:
         if not inputs.numel():
             return
         if linear.name not in self._known:
-            width, device = linear.in_features, inputs.device
-            statistics = {kind: kind(width, device) for kind in self._kinds}
-            self._known[linear.name] = Known(statistics)
+            self._known[linear.name] = self._nothing(linear, inputs.device)
         self._known[linear.name].update(inputs, shape)
 
-    def take(self, leader: str) -> Known | None:
-        """Return, and forget, what is known of the inputs of ``leader``; None if nothing is."""
-        return self._known.pop(leader, None)
+    def take(self, leader: Linear) -> Known | None:
+        """Return, and forget, what all processes know of the inputs of ``leader``.
+
+        None if no process knows anything. All of them have to ask, for the same linear.
+        """
+        known = self._known.pop(leader.name, None)
+        if processes.count() == 1:
+            return known
+        if not any(processes.collect(known is not None)):
+            return None
+        known = known or self._nothing(leader, leader.weight.device)
+        known.add_up()
+        return known
+
+    def _nothing(self, linear: Linear, device: torch.device) -> Known:
+        return Known({kind: kind(linear.in_features, device) for kind in self._kinds})

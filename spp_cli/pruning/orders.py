@@ -1,7 +1,8 @@
 """In which order the linears of a block are pruned, and what text each sees before it is.
 
-An order yields the linears of a block in groups that read one input, each with what is known of it;
-whoever asks prunes the group in place before asking for the next.
+An order yields the linears of a block in groups that read one input, each with what is known of it.
+The groups that are ready together come as one round: whoever asks prunes them in place before
+asking for the next. Of several processes each has its own batches, and all see the same rounds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import greenlet
 import torch
 from torch import Tensor, nn
 
+from spp_cli import processes
 from spp_cli.errors import ModelError
 from spp_cli.models.activations import choose_offload
 from spp_cli.models.calls import BlockCalls
@@ -22,18 +24,28 @@ from spp_cli.models.decoder import Linear
 from spp_cli.pruning.inputs import BlockInputs, Known, Sharing
 from spp_cli.pruning.statistics import Statistic
 
-__all__ = ["ORDERS", "Group", "OnePass", "Order", "TwoPass", "choose_order", "dense_inputs"]
+__all__ = [
+    "ORDERS",
+    "Group",
+    "OnePass",
+    "Order",
+    "Round",
+    "TwoPass",
+    "choose_order",
+    "dense_inputs",
+]
 
 _COSTS_NOTHING_UP_TO = 0.5  # sparsity; measured, see the README
 
 Group = tuple[list[Linear], Known | None]
+Round = list[Group]
 
 
 class Order(ABC):
     """How the calibration text flows through one block while its linears are pruned."""
 
     @abstractmethod
-    def groups(
+    def rounds(
         self,
         block: nn.Module,
         index: int,
@@ -42,7 +54,7 @@ class Order(ABC):
         kinds: Sequence[type[Statistic]],
         *,
         is_last: bool,
-    ) -> Iterator[Group]:
+    ) -> Iterator[Round]:
         """Yield groups to prune; at the end the text has flowed through the pruned block.
 
         Args:
@@ -57,7 +69,7 @@ class Order(ABC):
 class TwoPass(Order):
     """As published: all statistics from the dense block, then all linears, then the block again."""
 
-    def groups(
+    def rounds(
         self,
         block: nn.Module,
         index: int,
@@ -66,8 +78,8 @@ class TwoPass(Order):
         kinds: Sequence[type[Statistic]],
         *,
         is_last: bool,
-    ) -> Iterator[Group]:
-        yield from dense_inputs(block, index, linears, calls, kinds)
+    ) -> Iterator[Round]:
+        yield dense_inputs(block, index, linears, calls, kinds)
         if not is_last:
             for batch in range(len(calls.shapes)):
                 calls.hidden_states[batch] = calls.run(block, index, batch)
@@ -81,8 +93,8 @@ def dense_inputs(
     kinds: Sequence[type[Statistic]],
     *,
     flow_on: bool = False,
-) -> Iterator[Group]:
-    """Yield the groups of ``linears`` with what is known of them from the block as it is.
+) -> Round:
+    """Return the groups of ``linears`` with what is known of them from the block as it is.
 
     With ``flow_on`` the block's outputs become the hidden states of ``calls``; without, nothing is
     computed behind the last linear.
@@ -107,8 +119,8 @@ def dense_inputs(
             if batch == 0 and each_once and linears and not flow_on:
                 last = sharing.called[-1]
             sharing.end_batch()
-    for leader, group in _by_leader(linears, sharing.leaders).items():
-        yield group, inputs.take(leader)
+    groups = _by_leader(linears, _as_all_see(sharing.leaders))
+    return [(group, inputs.take(group[0])) for group in groups.values()]
 
 
 class OnePass(Order):
@@ -123,7 +135,7 @@ class OnePass(Order):
         # By the linears of a block: of each its leader, and when it is called.
         self._known: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
 
-    def groups(
+    def rounds(
         self,
         block: nn.Module,
         index: int,
@@ -132,7 +144,7 @@ class OnePass(Order):
         kinds: Sequence[type[Statistic]],
         *,
         is_last: bool,
-    ) -> Iterator[Group]:
+    ) -> Iterator[Round]:
         leaders, in_turn = self._see_sharing(block, index, linears, calls)
         remaining = _by_leader(linears, leaders)
         inputs = BlockInputs(kinds)
@@ -147,17 +159,16 @@ class OnePass(Order):
                 flow.go_on(inputs, leaders, pruned)
             # The batches wait at different linears where a router sends their tokens different
             # ways; the one that is called first is the one that no batch comes to later.
-            while at := next((lin for lin in in_turn if any(f.at is lin for f in flows)), None):
+            while at := _first_waiting(in_turn, flows):
                 group = remaining.pop(leaders[at.name])
-                yield group, inputs.take(at.name)
+                yield [(group, inputs.take(at))]
                 pruned.update(linear.name for linear in group)
                 if is_last and not remaining:
                     break
                 for flow in flows:
                     if flow.at is at:
                         flow.go_on(inputs, leaders, pruned)
-        for group in remaining.values():
-            yield group, None
+        yield [(group, None) for group in remaining.values()]
 
     def _see_sharing(
         self, block: nn.Module, index: int, linears: Sequence[Linear], calls: BlockCalls
@@ -174,18 +185,33 @@ class OnePass(Order):
             with _called(linears, lambda linear, tensor: sharing.see(linear.name, tensor)):
                 calls.run(block, index, 0)
             number = {linear.name: i for i, linear in enumerate(linears)}
+            leaders = _as_all_see(sharing.leaders)
+            called = processes.give_out(sharing.called)
             self._known[kind] = (
-                [number[sharing.leaders.get(linear.name, linear.name)] for linear in linears],
-                _turns([linear.name for linear in linears], sharing.called),
+                [number[leaders.get(linear.name, linear.name)] for linear in linears],
+                _turns([linear.name for linear in linears], called),
             )
-        leaders, turns = self._known[kind]
+        leading, turns = self._known[kind]
         return (
             {
                 linear.name: linears[leader].name
-                for linear, leader in zip(linears, leaders, strict=True)
+                for linear, leader in zip(linears, leading, strict=True)
             },
             [linears[number] for number in sorted(range(len(linears)), key=turns.__getitem__)],
         )
+
+
+def _first_waiting(in_turn: Sequence[Linear], flows: Sequence[_Flow]) -> Linear | None:
+    """Return the linear that is called first of those where any process has a batch waiting."""
+    waiting = (i for i, linear in enumerate(in_turn) if any(flow.at is linear for flow in flows))
+    first = processes.agree_on_lowest(next(waiting, len(in_turn)))
+    return in_turn[first] if first < len(in_turn) else None
+
+
+def _as_all_see(leaders: dict[str, str]) -> dict[str, str]:
+    """Return the leader of each linear as the first process saw it that has seen it called."""
+    seen = processes.collect(leaders)
+    return {name: leader for one in reversed(seen) for name, leader in one.items()}
 
 
 def _turns(names: Sequence[str], called: Sequence[str]) -> list[float]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from spp_cli import processes
+
 _NARROWEST_PANEL = 256
 
 __all__ = ["Gram", "InputNorm", "Moments", "Statistic"]
@@ -26,6 +28,11 @@ class Statistic(ABC):
         ``samples`` is the number of sequences that gave them; ``inputs`` has fewer where it holds
         tokens from here and there.
         """
+
+    def add_up(self) -> None:
+        """Make what each process has counted what all together have."""
+        processes.add_up(value for value in vars(self).values() if isinstance(value, Tensor))
+        self.samples = sum(processes.collect(self.samples))
 
     @classmethod
     def elements(cls, in_features: int) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spp_cli.errors import CheckFailed
-from spp_cli.progress import Reporter
+from spp_cli import processes
+from spp_cli.errors import CheckFailed, SppError
+from spp_cli.progress import Reporter, Silent
 from spp_cli.reporting.failures import INTERRUPTED, failure
 from spp_cli.reporting.terminal import quieten_libraries, reporter
 
@@ -44,17 +45,22 @@ class Answer:
 def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
     """Do the work, show what came of it, and return the exit code."""
     quieten_libraries(debug=manner.debug, quiet=manner.quiet or manner.json)
+    main = processes.is_main()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout holds the result and nothing else
-            answer = work(reporter(quiet=manner.quiet))
+            answer = work(reporter(quiet=manner.quiet) if main else Silent())
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - here all errors end
         message, code = failure(error)
+        if isinstance(error, SppError) and not main:
+            return code  # it is told by the main process, which finds the same
         if manner.debug:
             traceback.print_exception(error)
         if manner.json:
             _show(_as_json({"error": message, "exit_code": code}))
         _complain(message if code == INTERRUPTED else as_errors(message))
         return code
+    if not main:
+        return 0
     unseen = _show(_as_json(answer.document) if manner.json else answer.text)
     if unseen is not None:
         message, code = failure(unseen)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spp_cli import processes
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import weighted_mean, whole_counts
 from spp_cli.allocation.dense import DenseModel
@@ -47,10 +48,10 @@ def allocate(
     a kill goes on with the same ratios.
     """
     kept = resume / "allocation.json"
-    allocated = _read(kept) if allocation.reads_text else None
+    allocated = processes.give_out(_read(kept)) if allocation.reads_text else None
     if allocated is None:
         allocated = allocation.allocate(linears, pattern.sparsity, dense)
-        if allocation.reads_text:
+        if allocation.reads_text and processes.is_main():
             resume.mkdir(parents=True, exist_ok=True)
             write_json(kept, allocated._asdict())
     patterns: Mapping[str, Pattern] = dict.fromkeys(allocated.ratios, pattern)

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from spp_cli import processes
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.config import SppConfig
+from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
@@ -61,8 +63,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     tokens = None
     if settings.reads_text:
-        tokens = calibration(config, sources, model.model.config, reporter).tokens
-    batches = list(tokens.tokens.split(settings.calibration.batch_size)) if tokens else []
+        with processes.main_first():
+            tokens = calibration(config, sources, model.model.config, reporter).tokens
+    batches = _own_batches(tokens.tokens, settings.calibration.batch_size) if tokens else []
 
     def activations() -> ActivationStore:
         return _activations(config, batches, model.model, device, target / RESUME)
@@ -83,6 +86,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         while done < blocks and rewriter.is_written(done) and records.is_done(done):
             done += 1
         model.read_from(rewriter.read)
+        done = processes.give_out(done)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
     order: str = settings.order
@@ -93,8 +97,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             held_in_one_pass(sum(batch.numel() for batch in batches), linears),
             device,
         )
+    order = processes.give_out(order)
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
-    write_json(target / PROGRESS, progress)
+    if processes.is_main():
+        write_json(target / PROGRESS, progress)
     for block, layers in prune_blocks(
         model,
         batches,
@@ -106,6 +112,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         done=done,
         reporter=reporter,
     ):
+        if not processes.is_main():
+            continue
         replaced = {
             f"{layer.linear.name}.weight": layer.linear.as_stored(layer.weight) for layer in layers
         }
@@ -113,6 +121,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         records.write(block, layers)
         write_json(target / PROGRESS, {**progress, "done": block + 1})
 
+    if not processes.is_main():
+        return Result({})
     rewriter.finish()
     copy_companions(sources.model, target, None if cast_to is None else config.model.dtype)
     packed, shapes, figures = records.collect(blocks)
@@ -134,6 +144,18 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     )
 
 
+def _own_batches(tokens: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Return the batches that flow through this process: of several, each has its share."""
+    number = processes.count()
+    if len(tokens) < number:
+        raise ConfigError(
+            f"prune.calibration.samples is {len(tokens)}, and there are {number} processes. "
+            f"Set at least {number}, or start fewer"
+        )
+    batches = tokens.split(min(batch_size, len(tokens) // number))
+    return list(batches[processes.number() :: number])
+
+
 def _remembered(target: Path, key: str) -> Any:
     """Return what an interrupted pruning noted with its progress; None if there was none."""
     with suppress(OSError, ValueError):
@@ -150,4 +172,4 @@ def _activations(
         hidden_size = model.config.get_text_config().hidden_size
         size = sum(batch.numel() for batch in batches) * hidden_size * 4
         offload = choose_offload(size, device)
-    return ActivationStore(offload, device, folder / "activations")
+    return ActivationStore(offload, device, folder / f"activations-{processes.number()}")
