@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
+from safetensors.torch import save_file
 
-from spp_cli.models.checkpoint import locate
+from spp_cli.models.checkpoint import SINGLE, locate
 
 # Time is measured in scripts/bench_*.py, never in a test; and a first call imports much.
 settings.register_profile("spp", deadline=None, max_examples=50)
@@ -110,6 +111,15 @@ def make_model(
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
     model.save_pretrained(folder)
     return folder
+
+
+def store_fused(folder: Path) -> set[str]:
+    """Store a mixture anew as some versions do: all experts of a block in one tensor; its names."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    assert any(name.endswith("experts.gate_up_proj") for name in tensors)
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    return set(tensors)
 
 
 def add_tokenizer(folder: Path) -> Path:

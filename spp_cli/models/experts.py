@@ -93,8 +93,13 @@ def fused_parts(model: nn.Module) -> dict[str, Part]:
 
 
 def routers(block: nn.Module) -> Iterator[nn.Linear]:
-    """Yield the linears beside the experts of ``block`` that choose among them or weigh them."""
-    for module in block.modules():
+    """Yield the linears of ``block`` that choose among experts or weigh them.
+
+    They are called so, or stand beside the experts with one output for each or one for all.
+    """
+    for path, module in block.named_modules():
+        if isinstance(module, nn.Linear) and "router" in path:
+            yield module
         experts = getattr(module, "experts", None)
         if not isinstance(experts, nn.Module):
             continue

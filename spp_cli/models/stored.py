@@ -19,6 +19,8 @@ from spp_cli.models.experts import Part, fused_parts
 
 __all__ = ["Read", "StoredTensors"]
 
+_MERGED = ("MergeModulelist", 0)  # one stored tensor an expert becomes one tensor of all
+
 # Returns a stored tensor by its name; with a number, what it holds of the expert of that number.
 Read = Callable[[str, int | None], Tensor]
 
@@ -68,8 +70,9 @@ class StoredTensors:
     def _count_experts(self, name: str, source: _Source) -> None:
         if (asked := self._experts.get(name)) is None:
             return
+        merged = source.steps()[:1] == [_MERGED]
         for names in source.stored.values():
-            stored = len(names) if source.converter else self.checkpoint.shape(names[0])[0]
+            stored = len(names) if merged else self.checkpoint.shape(names[0])[0]
             if stored != asked:
                 raise ModelError(
                     f"{self.checkpoint.folder} has {stored} experts in {names[0]} and the like, "
@@ -108,19 +111,22 @@ class _Source:
     def stored_names(self) -> list[str]:
         return [name for names in self.stored.values() for name in names]
 
+    def steps(self) -> list[tuple[str, int | None]]:
+        """Return the converter's operations by name, each with its axis."""
+        operations = self.converter.operations if self.converter else ()
+        return [(type(step).__name__, getattr(step, "dim", None)) for step in operations]
+
     def find(self, part: Part) -> Part | None:
         """Return where ``part`` of the parameter is stored; None: that is not known."""
         lists = list(self.stored.values())
         if self.converter is None:
             return replace(part, name=lists[0][0])
-        operations = self.converter.operations
-        steps = [(type(step).__name__, getattr(step, "dim", None)) for step in operations]
-        merged, joined = ("MergeModulelist", 0), ("Concatenate", 2 if part.transposed else 1)
         if part.expert is None:
             return None
-        if steps == [merged] and len(lists) == 1:
+        steps, joined = self.steps(), ("Concatenate", 2 if part.transposed else 1)
+        if steps == [_MERGED] and len(lists) == 1:
             return replace(part, name=lists[0][part.expert], expert=None)
-        if steps == [merged, joined] and len(lists) == 2 and part.rows and part.rows.step is None:
+        if steps == [_MERGED, joined] and len(lists) == 2 and part.rows and part.rows.step is None:
             gate, up = (self.stored[pattern] for pattern in self.converter.source_patterns)
             names = up if part.rows.start else gate
             return Part(names[part.expert], transposed=part.transposed)

@@ -163,4 +163,5 @@ def test_routers_in_lists_of_experts_are_found_too():
     block.gate = nn.Linear(HIDDEN, EXPERTS)
     block.experts = nn.ModuleList(nn.Linear(HIDDEN, EXPERTS) for _ in range(EXPERTS))
     block.shared = nn.Linear(HIDDEN, INNER)
-    assert list(routers(block)) == [block.gate]
+    block.router = nn.Sequential(nn.Linear(HIDDEN, INNER))
+    assert set(routers(block)) == {block.gate, block.router[0]}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, make_model
+from conftest import FAMILIES, make_model, store_fused
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import SINGLE, Checkpoint
@@ -21,16 +20,6 @@ EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
 def open_stored(folder: Path) -> StoredTensors:
     checkpoint = Checkpoint(folder)
     return StoredTensors(checkpoint, empty_model(checkpoint))
-
-
-def store_fused(folder: Path) -> None:
-    """Write a model anew under transformers' own names: all experts of a block in one tensor."""
-    tensors = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / SINGLE,
-        {"format": "pt"},
-    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import add_tokenizer, make_model
+from conftest import add_tokenizer, make_model, store_fused
+from transformers import AutoModelForCausalLM
 
 from spp_cli.allocation.owl import OWL
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder, Linear
-from spp_cli.models.loading import empty_model
+from spp_cli.models.loading import empty_model, load_model
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from spp_cli.progress import Silent
@@ -41,6 +43,18 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bfloat16 Llama of four blocks with the embedded tokenizer."""
     folder = tmp_path_factory.mktemp("dense") / "model"
     make_model("llama", folder, torch.bfloat16, vocab_size=4096, num_hidden_layers=BLOCKS)
+    add_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["mixtral", "granitemoe", "qwen3_moe in one tensor"])
+def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts: stored one by one, all in one tensor, and so in another's names."""
+    family, _, fused = request.param.partition(" ")
+    folder = tmp_path_factory.mktemp("mixture") / "model"
+    make_model(family, folder, torch.bfloat16, vocab_size=4096)
+    if fused:
+        store_fused(folder)
     add_tokenizer(folder)
     return folder
 
@@ -216,8 +230,6 @@ def test_a_model_that_is_whole_in_memory_is_pruned_the_same(dense, tmp_path, mon
     run(dense, tmp_path / "streamed")
 
     def resident(checkpoint, *, dtype, trust_remote_code):
-        from spp_cli.models.loading import load_model
-
         return ResidentModel(load_model(checkpoint, dtype=dtype))
 
     monkeypatch.setattr(prune, "open_model", resident)
@@ -225,11 +237,62 @@ def test_a_model_that_is_whole_in_memory_is_pruned_the_same(dense, tmp_path, mon
     assert content(tmp_path / "streamed") == content(tmp_path / "resident")
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_experts_are_pruned_the_same_streamed_resumed_and_whole(
+    method, mixture, tmp_path, monkeypatch
+):
+    run(mixture, tmp_path / "streamed", method=method)
+    original = CheckpointRewriter.write
+
+    def dying(self, index, *arguments):
+        if index == 1:
+            raise Killed
+        original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointRewriter, "write", dying)
+        with pytest.raises(Killed):
+            run(mixture, tmp_path / "cut", method=method)
+    run(mixture, tmp_path / "cut", method=method)
+    assert content(tmp_path / "cut") == content(tmp_path / "streamed")
+
+    def resident(checkpoint, *, dtype, trust_remote_code):
+        return ResidentModel(load_model(checkpoint, dtype=dtype))
+
+    monkeypatch.setattr(prune, "open_model", resident)
+    run(mixture, tmp_path / "resident", method=method)
+    assert content(tmp_path / "resident") == content(tmp_path / "streamed")
+
+
+def test_how_experts_are_stored_decides_nothing(tmp_path):
+    make_model("qwen3_moe", tmp_path / "split", torch.bfloat16, vocab_size=4096)
+    add_tokenizer(tmp_path / "split")
+    shutil.copytree(tmp_path / "split", tmp_path / "fused")
+    names = store_fused(tmp_path / "fused")
+    pruned = {}
+    for name in ("split", "fused"):
+        run(tmp_path / name, tmp_path / f"{name}-pruned")
+        checkpoint = Checkpoint(tmp_path / f"{name}-pruned")
+        assert checkpoint.locations.keys() == Checkpoint(tmp_path / name).locations.keys()
+        pruned[name] = AutoModelForCausalLM.from_pretrained(checkpoint.folder).state_dict()
+    assert all(torch.equal(pruned["split"][name], pruned["fused"][name]) for name in names)
+    masks = [KeepMasks(tmp_path / f"{name}-pruned").digest for name in ("split", "fused")]
+    assert masks[0] == masks[1]
+
+
 def test_only_one_block_has_weights_at_a_time(dense):
-    model = open_model(Checkpoint(dense), dtype=torch.float32, trust_remote_code=False)
+    bring_each_block(dense)
+
+
+def test_only_one_block_of_experts_has_weights_at_a_time(mixture):
+    bring_each_block(mixture)
+
+
+def bring_each_block(folder: Path) -> None:
+    model = open_model(Checkpoint(folder), dtype=torch.float32, trust_remote_code=False)
     assert isinstance(model, StreamedModel)
     model.place_shell(torch.device("cpu"))
-    for index in range(BLOCKS):
+    for index in range(len(model.decoder.blocks)):
         model.load(index, torch.device("cpu"))
         there = [
             number

@@ -1,0 +1,119 @@
+"""Two processes under accelerate launch do together what one does, and fail as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from spp_cli.locking import lock_holder
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--samples", "6", "--sequence-length", "64", "--set", "prune.calibration.batch_size=2")
+LAUNCH = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+
+
+def spp(folder: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launch, "-m", "spp_cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--method", "wanda", "--sparsity", "0.75"),
+        ("--method", "wanda", "--sparsity", "0.5", "--set", "prune.order=one-pass"),
+        ("--method", "wanda", "--pattern", "2:4", "--set", "prune.refine=dsnot"),
+    ],
+    ids=["two-pass", "one-pass", "dsnot"],
+)
+def test_two_processes_prune_as_one_does(how, tmp_path):
+    together = spp(tmp_path, "prune", *SMALL, *how, "--run", "two", "--json", launch=LAUNCH)
+    assert together.returncode == 0, together.stderr
+    alone = spp(tmp_path, "prune", *SMALL, *how, "--run", "one", "--json")
+    assert alone.returncode == 0, alone.stderr
+    assert (
+        json.loads(together.stdout)["metrics"]["sparsity"]
+        == (json.loads(alone.stdout)["metrics"]["sparsity"])
+    )
+    weights = [
+        load_file(tmp_path / f"workspace/{run}/prune/model.safetensors") for run in ("one", "two")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    differing = sum(int((weights[0][name] != weights[1][name]).sum()) for name in weights[0])
+    # Sums in another order may turn a near tie: at most one weight in a thousand.
+    assert differing <= sum(tensor.numel() for tensor in weights[0].values()) // 1000
+
+
+def test_hessians_of_two_processes_make_a_model_as_good_as_those_of_one(tmp_path):
+    # SparseGPT is not compared weight by weight: one near tie that turns changes the weights of all
+    # columns behind it.
+    losses = []
+    for run, launch in (("two", LAUNCH), ("one", ())):
+        done = spp(
+            tmp_path,
+            *("prune", *SMALL, "--method", "sparsegpt", "--pattern", "2:4"),
+            *("--set", "prune.order=two-pass", "--run", run, "--json"),
+            launch=launch,
+        )
+        assert done.returncode == 0, done.stderr
+        layers = json.loads(done.stdout)["metrics"]["layers"].values()
+        losses.append(sum(layer["loss"] for layer in layers))
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_a_pruning_by_two_processes_that_was_killed_goes_on(tmp_path):
+    how = (*SMALL, "--sparsity", "0.75", "--run", "cut")
+    slow = [sys.executable, *LAUNCH, "-m", "spp_cli", "prune", *how]
+    process = subprocess.Popen(
+        slow,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    record = tmp_path / "workspace/cut/prune.partial/.resume/blocks/block-00001.safetensors"
+    while not record.exists():
+        assert process.poll() is None
+    os.kill(lock_holder(tmp_path / "workspace/cut/.lock")["pid"], signal.SIGKILL)
+    assert process.wait() != 0  # the launcher ends the other process
+    again = spp(tmp_path, "prune", *how, launch=LAUNCH)
+    assert again.returncode == 0, again.stderr
+    assert "going on after block" in again.stderr
+    whole = spp(tmp_path, "prune", *how[:-1], "whole", launch=LAUNCH)
+    assert whole.returncode == 0, whole.stderr
+    contents = [
+        (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()
+        for run in ("cut", "whole")
+    ]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune", "--pattern", "3:5"), "error: prune.pattern is '3:5'; model.layers.0."),
+        (
+            ("prune", "--samples", "1"),
+            "error: prune.calibration.samples is 1, and there are 2 processes. "
+            "Set at least 2, or start fewer",
+        ),
+        (("eval", "--stage", "dense"), "error: eval runs in one process, and there are 2"),
+    ],
+)
+def test_a_mistake_is_told_once(arguments, message, tmp_path):
+    done = spp(tmp_path, *arguments, launch=LAUNCH)
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 1, done.stderr
