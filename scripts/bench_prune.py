@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,9 @@ def speed(root: Path, shape: Shape, patterns: list[str]) -> dict[str, dict[str, 
     folder = root / "model"
     make_model(folder, shape)
     forward = ForwardPass(folder, shape)
+    make_model(root / "small", replace(shape, blocks=1, hidden=128, samples=2, length=64))
+    for method, order in CASES:  # imports what is imported once
+        prune(root / "small", replace(shape, samples=2, length=64), method, order, "2:4")
     found: dict[str, dict[str, Any]] = {}
     for pattern in patterns:
         ratios = found.setdefault(pattern, {})

@@ -18,7 +18,7 @@ from spp_cli.models.tensor_file import Layout, TensorFile, write_tensors
 
 __all__ = ["CheckpointRewriter"]
 
-_JOIN_BELOW = 1 << 30  # bytes; a smaller model becomes one file
+_JOIN_BELOW = 1 << 27  # bytes; a smaller model becomes one file, which means to write it twice
 _METADATA = {"format": "pt"}
 
 

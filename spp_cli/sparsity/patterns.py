@@ -6,6 +6,7 @@ the removed ones instead.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -18,7 +19,8 @@ from spp_cli.errors import ConfigError
 
 __all__ = ["NofM", "Pattern", "Unstructured", "parse_pattern"]
 
-_SORT_UP_TO = 64  # columns
+_COMPARE_UP_TO = 32  # columns
+_LONG, _SAMPLE = 1 << 16, 1 << 14  # columns
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,43 @@ def parse_pattern(pattern: str, sparsity: float | None = None) -> Pattern:
 
 def _drop_lowest(scores: Tensor, count: int) -> Tensor:
     """Return True for all but the ``count`` lowest of each row; of equals the leftmost goes."""
-    if scores.shape[1] <= _SORT_UP_TO:
-        lowest = torch.sort(scores, dim=1, stable=True).indices[:, :count]
-        return torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
+    size = scores.shape[1]
     if not count:
         return torch.ones_like(scores, dtype=torch.bool)
-    # Selecting the highest that goes takes a quarter of the time of sorting them all.
-    highest = scores.kthvalue(count, dim=1, keepdim=True).values
+    if size <= _COMPARE_UP_TO:
+        return _above(scores, count)
+    # Selecting the highest that goes takes a fraction of the time of sorting them all.
+    if len(scores) == 1 and size >= _LONG:
+        highest = _kth_of_long_row(scores, count)
+    else:
+        highest = scores.kthvalue(count, dim=1, keepdim=True).values
     keep = scores > highest
-    if bool((keep.sum(dim=1) == scores.shape[1] - count).all()):
+    if bool((keep.sum(dim=1) == size - count).all()):
         return keep
     equal = scores == highest
-    stay = scores.shape[1] - count - keep.sum(dim=1, keepdim=True)
+    stay = size - count - keep.sum(dim=1, keepdim=True)
     return keep | (equal & (equal.sum(dim=1, keepdim=True) - equal.cumsum(dim=1) < stay))
+
+
+def _kth_of_long_row(row: Tensor, count: int) -> Tensor:
+    """Return the ``count``-th lowest of ``row`` (1, size), looked for where a sample has it."""
+    sample = row[0, :: row.shape[1] // _SAMPLE].sort().values
+    place, around = count * len(sample) // row.shape[1], 4 * math.isqrt(len(sample))
+    low, high = sample[max(place - around, 0)], sample[min(place + around, len(sample) - 1)]
+    rank = count - int((row < low).count_nonzero())
+    near = row[(row >= low) & (row <= high)]
+    if 1 <= rank <= len(near):
+        return near.kthvalue(rank, keepdim=True).values.view(1, 1)
+    return row.kthvalue(count, dim=1, keepdim=True).values
+
+
+def _above(scores: Tensor, count: int) -> Tensor:
+    """Return ``_drop_lowest`` of short rows: each pair of columns is compared, nothing sorted."""
+    columns = scores.T.contiguous()
+    ranks = torch.zeros(columns.shape, dtype=torch.int16, device=scores.device)
+    for right in range(1, len(columns)):
+        # One comparison for all on the left of it: of equals the left one ranks lower.
+        above = columns[right] >= columns[:right]
+        ranks[right] += above.sum(dim=0, dtype=torch.int16)
+        ranks[:right] += ~above
+    return (ranks >= count).T.contiguous()

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spp_cli.errors import ConfigError
-from spp_cli.sparsity.patterns import NofM, Unstructured, parse_pattern
+from spp_cli.sparsity.patterns import NofM, Unstructured, _drop_lowest, parse_pattern
 
 ratios = st.integers(1, 99).map(lambda percent: percent / 100)
 seeds = st.integers(0, 2**16)
@@ -58,6 +58,24 @@ def test_rows_are_judged_alone(rows, seed):
     scores = scores_of(rows, 16, seed)
     for pattern in (NofM(2, 8), Unstructured(0.6)):
         assert (pattern.keep(scores)[-1:] == pattern.keep(scores[-1:])).all()
+
+
+@given(
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 2, 7, 32, 33, 100, (1 << 16) - 1, 1 << 16, 100_003]),
+    st.floats(0, 1),
+    st.sampled_from([None, 1, 2, 50]),
+    seeds,
+)
+@settings(deadline=None)
+def test_what_goes_is_what_a_stable_sort_puts_first(rows, columns, share, levels, seed):
+    scores = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    if levels:
+        scores = (scores * levels).floor()  # many are equal
+    count = int(share * columns)
+    first = scores.sort(dim=1, stable=True).indices[:, :count]
+    expected = torch.ones_like(scores, dtype=torch.bool).scatter_(1, first, False)
+    assert torch.equal(_drop_lowest(scores, count), expected)
 
 
 def test_of_equal_scores_the_leftmost_goes():
