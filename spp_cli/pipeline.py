@@ -239,8 +239,13 @@ def _inputs(
 
 def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes, GPU included if it was used."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
+    try:
+        # Unlike what getrusage says, this counts nothing of the process that started this one.
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):  # another system than Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated()

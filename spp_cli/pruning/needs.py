@@ -52,11 +52,10 @@ class Needs:
 def held_in_one_pass(tokens: int, linears: Sequence[Linear]) -> int:
     """Return the bytes that suspended forwards of ``tokens`` hold within a block with ``linears``.
 
-    Of each token: the block's input, the residual and normed states, queries, keys and values, and
-    the widest input with one of the factors that it was computed from.
+    Of each token about the block's input, the residual and the normed states, and the widest input.
     """
     widths = [linear.in_features for linear in linears]
-    return tokens * (4 * min(widths) + 2 * max(widths)) * _FLOAT32
+    return tokens * (3 * min(widths) + max(widths)) * _FLOAT32
 
 
 def prune_needs(
@@ -103,7 +102,7 @@ def prune_needs(
         base = sum(t.numel() for t in decoder.model.base_model.parameters() if id(t) not in inside)
         states = calibration.tokens * hidden * compute.itemsize
         on_device += base * compute.itemsize
-        on_device += calibration.tokens_at_once * (6 * hidden + 3 * widest) * _FLOAT32
+        on_device += calibration.tokens_at_once * (6 * hidden + 5 * widest) * _FLOAT32
         sizes = [
             [_statistics(method, group[0].in_features) for group in inside] for inside in groups
         ]

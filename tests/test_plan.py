@@ -1,0 +1,160 @@
+"""spp plan: what it says is what the stages then do, and it reads no weights to know it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import add_tokenizer, make_model
+
+from spp_cli.config import SppConfig
+from spp_cli.errors import ConfigError
+from spp_cli.pipeline import run_stages
+from spp_cli.plan import plan
+from spp_cli.progress import Silent
+
+SMALL = {"samples": 4, "sequence_length": 32, "batch_size": 2}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = make_model("llama", tmp_path / "model", torch.bfloat16, vocab_size=4096)
+    add_tokenizer(folder)
+    return folder
+
+
+def config(model: Path, tmp_path: Path, **prune: Any) -> SppConfig:
+    settings = {"sparsity": 0.5, **prune, "calibration": SMALL}
+    if "pattern" in prune:
+        settings.pop("sparsity")
+    return SppConfig.model_validate(
+        {
+            "workspace": str(tmp_path / "workspace"),
+            "run": "r",
+            "model": {"path": str(model)},
+            "prune": settings,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "wanda", "pattern": "2:4"},
+        {"method": "sparsegpt", "sparsity": 0.5, "exclude": ["down_proj"]},
+        {"method": "magnitude", "allocation": {"*.mlp.*": 0.625}},
+    ],
+    ids=["n-of-m", "exclude", "globs"],
+)
+def test_what_is_planned_is_what_is_done(how, model, tmp_path):
+    asked = config(model, tmp_path, **how)
+    planned = plan(asked, None)
+    (outcome,) = run_stages(["prune"], asked, Silent(), run="r")
+    metrics = outcome.manifest.metrics
+    layers = {layer["name"]: layer for layer in planned["prune"]["layers"]}
+    assert layers.keys() == metrics["layers"].keys()
+    for name, done in metrics["layers"].items():
+        assert layers[name]["sparsity"] == pytest.approx(done["target"])
+        assert layers[name]["sparsity"] == pytest.approx(done["sparsity"], abs=0.02)
+    assert planned["prune"]["order"] == metrics["order"]
+    written = sum(
+        path.stat().st_size for path in (tmp_path / "workspace/r/prune").glob("*.safetensors")
+    )
+    assert planned["needs"]["written"] == pytest.approx(written, rel=0.05)
+    assert planned["problem"] == ""
+
+
+def test_no_weight_is_needed_nor_is_anything_left_on_disk(model, tmp_path):
+    asked = config(model, tmp_path)
+    with_weights = plan(asked, None)
+    (model / "model.safetensors").unlink()
+    without = plan(asked, None)
+    assert without["needs"]["read"] == with_weights["needs"]["read"]
+    assert without["prune"] == with_weights["prune"]
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    assert plan(asked, None)["prune"] == with_weights["prune"]
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_layers_that_do_not_fit_are_all_marked(model, tmp_path):
+    planned = plan(config(model, tmp_path, pattern="2:5"), None)
+    assert all("not a multiple of 5" in layer["problem"] for layer in planned["prune"]["layers"])
+    assert planned["problem"].startswith("prune.pattern is '2:5'; model.layers.0.self_attn.q_proj")
+    assert planned["problem"].endswith("(and 13 more such layers)")
+
+
+def test_a_glob_that_matches_nothing_is_found(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"prune\.exclude has 'dwon', which matches no linear"):
+        plan(config(model, tmp_path, exclude=["dwon"]), None)
+
+
+def test_ratios_that_will_be_measured_are_not_made_up(model, tmp_path):
+    planned = plan(config(model, tmp_path, allocation="owl"), None)
+    assert {layer["sparsity"] for layer in planned["prune"]["layers"]} == {None}
+
+
+def test_stages_are_told_with_what_would_become_of_them(model, tmp_path):
+    asked = config(model, tmp_path)
+
+    def actions(settings: SppConfig = asked) -> dict[str, str]:
+        return {name: stage["action"] for name, stage in plan(settings, None)["stages"].items()}
+
+    assert set(actions().values()) == {"run"}
+    run_stages(["prune"], asked, Silent(), run="r")
+    assert actions() == {"prune": "nothing", "finetune": "run", "merge": "run", "eval": "run"}
+    changed = actions(config(model, tmp_path, sparsity=0.6))["prune"]
+    assert changed.startswith("refuse: prune.sparsity: 0.5 → 0.6")
+    shutil.rmtree(tmp_path / "workspace/r/prune/model.safetensors", ignore_errors=True)
+    (tmp_path / "workspace/r/prune/model.safetensors").unlink()
+    assert actions()["prune"] == "refuse: damaged"
+
+
+def test_experts_are_counted_each(tmp_path):
+    folder = make_model("mixtral", tmp_path / "model", torch.bfloat16)
+    planned = plan(config(folder, tmp_path, pattern="2:4"), None)
+    experts = [layer for layer in planned["prune"]["layers"] if ".experts." in layer["name"]]
+    assert len(experts) == 2 * 4 * 3
+    sizes = [math.prod(layer["shape"]) for layer in planned["prune"]["layers"]]
+    assert planned["needs"]["read"] > sum(sizes) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["one-pass", "two-pass"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_the_memory_that_is_planned_is_about_what_is_taken(method, order, tmp_path):
+    # Large enough to be seen beside the libraries: a block of 52 MiB in float32.
+    folder = make_model(
+        "llama",
+        tmp_path / "model",
+        torch.bfloat16,
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=256,
+    )
+    add_tokenizer(folder)
+    asked = ["--model", str(folder), "--method", method, "--pattern", "2:4", "--run", "r"]
+    asked += ["--workspace", str(tmp_path / "workspace"), "--samples", "16", "--json"]
+    asked += ["--sequence-length", "256", "--set", f"prune.order={order}", "--device", "cpu"]
+
+    def spp(command: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "spp_cli", command, *asked], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    needs = spp("plan")["needs"]
+    spp("prune")
+    manifest = json.loads((tmp_path / "workspace/r/prune/manifest.json").read_bytes())
+    taken = manifest["peak_memory_bytes"] - needs["libraries"]
+    assert needs["memory"] == pytest.approx(taken, rel=0.3)
