@@ -60,18 +60,19 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     ratios: Mapping[str, float] = {}  # none yet, if they will be measured
     if not settings.allocation.reads_text:
         ratios = settings.allocation.allocate(linears, pattern.sparsity, None).ratios
-    device = resolve_device(config.model.device)
+    device, is_here = _device(config.model.device)
     stored = _stored_dtype(config, checkpoint, model)
     compute = compute_dtype(device) or stored
     text = _calibration(config, model.config)
     tokens = text.tokens if text else 0
     order: str = settings.order
     if order == "auto":
-        order = choose_order(pattern.sparsity, held_in_one_pass(tokens, linears), device)
+        held = held_in_one_pass(tokens, linears)
+        order = choose_order(pattern.sparsity, held, device) if is_here else "two-pass"
     hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
     offload = settings.offload
     if offload == "auto":
-        offload = choose_offload(hidden_states, device)
+        offload = choose_offload(hidden_states, device) if is_here else "cpu"
     needs = prune_needs(
         decoder,
         linears,
@@ -133,6 +134,16 @@ def _layer(linear: Linear, ratio: float | None, problem: str | None) -> dict[str
         "sparsity": ratio,
         "problem": problem,
     }
+
+
+def _device(configured: str) -> tuple[torch.device, bool]:
+    """Return the device that is planned for, and whether this machine has it.
+
+    Of a GPU elsewhere nothing is known, so the plan is the one that takes the least of it.
+    """
+    if configured.startswith("cuda") and not torch.cuda.is_available():
+        return torch.device(configured), False
+    return resolve_device(configured), True
 
 
 def _stored_dtype(config: SppConfig, checkpoint: Checkpoint, model: Any) -> torch.dtype:

@@ -158,3 +158,13 @@ def test_the_memory_that_is_planned_is_about_what_is_taken(method, order, tmp_pa
     manifest = json.loads((tmp_path / "workspace/r/prune/manifest.json").read_bytes())
     taken = manifest["peak_memory_bytes"] - needs["libraries"]
     assert needs["memory"] == pytest.approx(taken, rel=0.3)
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(model, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    asked = config(model, tmp_path).model_dump(mode="json")
+    asked["model"]["device"] = "cuda"
+    planned = plan(SppConfig.model_validate(asked), None)
+    assert planned["needs"]["device"] > 0
+    assert (planned["prune"]["order"], planned["prune"]["offload"]) == ("two-pass", "cpu")
