@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import add_tokenizer, make_model
 
 from spp_cli.workspace import Workspace
 
@@ -137,3 +138,58 @@ def test_the_old_result_survives_a_killed_replacement(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert outputs(tmp_path) == before
+
+
+# Forks before it computes anything, so that each of the many starts costs no imports.
+KILLED_OFTEN = """
+import os, random, signal, sys, time
+import torch
+from spp_cli.cli import app
+from spp_cli.stages import prune
+
+torch.set_num_threads(1)
+folder, *command = sys.argv[1:]
+moments, kills = random.Random(int(command.pop())), 0
+while True:
+    child = os.fork()
+    if not child:
+        app(command)
+        os._exit(9)  # never reached
+    # The first kills come early; when 20 have struck, the last child is left alone.
+    time.sleep(moments.uniform(0, 1.2)) if kills < 20 else None
+    if kills < 20:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    kills += 1
+print(kills, os.WEXITSTATUS(status))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["one-pass", "two-pass"])
+def test_a_pruning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_run(order, tmp_path):
+    model = make_model("llama", tmp_path / "model", vocab_size=4096, num_hidden_layers=32)
+    add_tokenizer(model)
+    settings = ["--model", str(model), "--method", "sparsegpt", "--sparsity", "0.5", "--quiet"]
+    settings += ["--samples", "32", "--sequence-length", "64", "--set", f"prune.order={order}"]
+
+    def weights(run: str) -> bytes:
+        return (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()
+
+    common = ["prune", *settings, "--workspace", str(tmp_path / "workspace"), "--run"]
+    subprocess.run([*SPP, *common, "calm"], check=True, capture_output=True)
+    kills, seed = 0, 0
+    while kills < 20:  # a run that was through before its twentieth kill is followed by another
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_OFTEN, str(tmp_path), *common, f"r{seed}", str(seed)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        killed, code = map(int, done.stdout.split()[-2:])
+        assert code == 0, done.stderr
+        assert weights(f"r{seed}") == weights("calm")
+        kills, seed = kills + killed, seed + 1
+    assert kills >= 20
