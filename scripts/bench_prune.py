@@ -7,7 +7,8 @@
 A random Llama, made in a temporary folder; nothing is downloaded. Ratios count, seconds do not: the
 forward pass is that of the calibration text through the decoder blocks, measured in the same run
 before and after each method. The time of a method is that of the whole stage: reading, statistics,
-pruning, masks, writing.
+pruning, masks, writing. If llm-compressor is importable, its oneshot stands beside, on a model that
+is in memory already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ CASES = (
     ("sparsegpt", "one-pass"),
     ("sparsegpt", "two-pass"),
 )
+OTHERS = (("wanda", "llm-compressor"), ("sparsegpt", "llm-compressor"))  # if it is importable
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,36 @@ def prune(folder: Path, shape: Shape, method: str, order: str, pattern: str) -> 
         return time.perf_counter() - begun
 
 
+def prune_with_llmcompressor(folder: Path, shape: Shape, method: str, pattern: str) -> float:
+    """Prune the blocks with llm-compressor; return the seconds it took, reading and writing not."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers import pruning
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    kind = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}[method]
+    modifier = getattr(pruning, kind)(
+        sparsity=0.5,
+        mask_structure="0:0" if pattern == "unstructured" else pattern,
+        targets=["Linear"],
+        ignore=["re:.*lm_head"],
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=shape.dtype)
+    rows = load_file(folder / "tokens.safetensors")["tokens"].tolist()
+    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(r) for r in rows]})
+    begun = time.perf_counter()
+    oneshot(
+        model=model.to(shape.device),
+        dataset=data,
+        recipe=modifier,
+        num_calibration_samples=shape.samples,
+        max_seq_length=shape.length,
+        batch_size=shape.batch,
+    )
+    return time.perf_counter() - begun
+
+
 class ForwardPass:
     """The calibration text through the decoder blocks of the dense model, nothing else."""
 
@@ -149,9 +182,12 @@ def speed(root: Path, shape: Shape, patterns: list[str]) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for pattern in patterns:
         ratios = found.setdefault(pattern, {})
-        for method, order in CASES:
+        for method, order in CASES + OTHERS * (find_spec("llmcompressor") is not None):
             around = [forward.seconds()]
-            took = prune(folder, shape, method, order, pattern)
+            if order == "llm-compressor":
+                took = prune_with_llmcompressor(folder, shape, method, pattern)
+            else:
+                took = prune(folder, shape, method, order, pattern)
             around.append(forward.seconds())
             ratio = round(took / statistics.mean(around), 3)
             if method == "magnitude":
@@ -159,7 +195,7 @@ def speed(root: Path, shape: Shape, patterns: list[str]) -> dict[str, dict[str, 
             else:
                 ratios.setdefault(method, {})[order] = ratio
             print(
-                f"{pattern:<12}  {method:<9}  {order if method != 'magnitude' else '':<8}"
+                f"{pattern:<12}  {method:<9}  {order if method != 'magnitude' else '':<14}"
                 f"  {ratio:>14.2f}  {took:>8.2f}",
                 file=sys.stderr,
                 flush=True,
@@ -211,7 +247,8 @@ def main() -> None:
                 memory(Path(root))
             if arguments.speed or not arguments.memory:
                 print(
-                    "pattern       method     order     forward passes   seconds", file=sys.stderr
+                    "pattern       method     order           forward passes   seconds",
+                    file=sys.stderr,
                 )
                 speed(Path(root), shape, ["unstructured", "2:4"])
 

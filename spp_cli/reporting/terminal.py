@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from spp_cli.progress import Reporter, Task
@@ -142,18 +143,29 @@ class _BarTask:
 
 
 def _bars(console: Console) -> Progress:
+    def fixed() -> Column:
+        return Column(no_wrap=True)
+
+    amount = "{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", markup=False),
-        _SpeedColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}", style="dim", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=fixed()),
+        BarColumn(bar_width=16, table_column=fixed()),
+        TextColumn(amount, markup=False, table_column=fixed()),
+        _SpeedColumn(table_column=fixed()),
+        TimeElapsedColumn(table_column=fixed()),
+        TextColumn("left", table_column=fixed()),
+        TimeRemainingColumn(table_column=fixed()),
+        _DetailColumn(),
         console=console,
         transient=True,
     )
+
+
+class _DetailColumn(ProgressColumn):
+    """The one column that gives way in a narrow terminal, so that a bar stays one line."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(task.fields["detail"], style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class _SpeedColumn(ProgressColumn):
