@@ -117,6 +117,8 @@ _PRUNE = (
     Flag("Pruning", "prune.sparsity"),
     Flag("Pruning", "prune.pattern"),
     Flag("Pruning", "prune.allocation"),
+    Flag("Pruning", "prune.refine"),
+    Flag("Pruning", "prune.order"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),
     *_CALIBRATION,

@@ -33,10 +33,9 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
 
     ``model``: path, kind, blocks, parameters, bytes. ``prune``: how, and for each of its
     ``layers`` name, shape, sparsity (None if it will be measured) and ``problem``, why it cannot be
-    pruned so. ``needs``: bytes at
-    the peak of pruning on the device, in memory and on disk, read and written, and what Python and
-    its ``libraries`` take of the memory besides. ``stages``: what is
-    there of the run, and what would be done. ``problem``: what the prune stage would refuse.
+    pruned so. ``needs``: bytes at the peak of pruning on the device, in memory and on disk, those
+    read and written, and what Python and its ``libraries`` take of the memory besides. ``stages``:
+    what is there of the run, and what would be done. ``problem``: what prune would refuse.
 
     Raises:
         SppError: the model's config or a setting is wrong.

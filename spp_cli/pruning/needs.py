@@ -86,14 +86,14 @@ def prune_needs(
     parameters = {id(tensor): tensor.numel() for tensor in decoder.model.parameters()}
     whole = sum(parameters.values()) * stored.itemsize
     block = max(sum(t.numel() for t in block.parameters()) for block in decoder.blocks)
-    pruned = [sum(linear.weight.numel() for linear in inside) for inside in blocks]
+    pruned = [sum(linear.weight.numel() for linear in chosen) for chosen in blocks]
     masks = sum(pruned) // 8
 
-    groups = [_by_input(inside) for inside in blocks]
+    groups = [_by_input(chosen) for chosen in blocks]
     on_device = block * compute.itemsize + max(
         method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features)
-        for inside in groups
-        for group in inside
+        for of_block in groups
+        for group in of_block
     )
     states = 0
     if calibration:
@@ -104,7 +104,7 @@ def prune_needs(
         on_device += base * compute.itemsize
         on_device += calibration.tokens_at_once * (6 * hidden + 5 * widest) * _FLOAT32
         sizes = [
-            [_statistics(method, group[0].in_features) for group in inside] for inside in groups
+            [_statistics(method, group[0].in_features) for group in of_block] for of_block in groups
         ]
         if order == "one-pass":
             on_device += max(map(max, filter(None, sizes)))

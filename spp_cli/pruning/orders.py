@@ -120,7 +120,8 @@ def dense_inputs(
                 last = sharing.called[-1]
             sharing.end_batch()
     groups = _by_leader(linears, _as_all_see(sharing.leaders))
-    return [(group, inputs.take(group[0])) for group in groups.values()]
+    by_name = {linear.name: linear for linear in linears}
+    return [(group, inputs.take(by_name[leader])) for leader, group in groups.items()]
 
 
 class OnePass(Order):

@@ -12,7 +12,7 @@ import torch
 
 from spp_cli import processes
 from spp_cli.allocation.dense import DenseModel
-from spp_cli.config import SppConfig
+from spp_cli.config import PruneConfig, SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
@@ -89,15 +89,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         done = processes.give_out(done)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
-    order: str = settings.order
-    if order == "auto":
-        # As a pruning that was interrupted began, so that its blocks are all of one kind.
-        order = _remembered(target, "order") or choose_order(
-            pattern.sparsity,
-            held_in_one_pass(sum(batch.numel() for batch in batches), linears),
-            device,
-        )
-    order = processes.give_out(order)
+    held = held_in_one_pass(sum(batch.numel() for batch in batches), linears)
+    order = _order(settings, held, device, target)
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     if processes.is_main():
         write_json(target / PROGRESS, progress)
@@ -156,11 +149,17 @@ def _own_batches(tokens: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     return list(batches[processes.number() :: number])
 
 
-def _remembered(target: Path, key: str) -> Any:
-    """Return what an interrupted pruning noted with its progress; None if there was none."""
-    with suppress(OSError, ValueError):
-        return json.loads((target / PROGRESS).read_bytes()).get(key)
-    return None
+def _order(settings: PruneConfig, held: int, device: torch.device, target: Path) -> str:
+    """Return the name of the order: that of a pruning that was interrupted, if it was chosen here.
+
+    So its blocks are all of one kind, even if the memory for ``held`` bytes is there no longer.
+    """
+    order: str = settings.order
+    if order == "auto":
+        order = choose_order(settings.sparsity, held, device)
+        with suppress(OSError, ValueError):
+            order = json.loads((target / PROGRESS).read_bytes()).get("order", order)
+    return str(processes.give_out(order))
 
 
 def _activations(

@@ -168,6 +168,19 @@ def test_linears_with_one_input_share_one_statistic(order, load, monkeypatch):
     assert len(made) == 8
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_layers_may_be_called_in_another_order_than_they_are_defined_in(order, load):
+    model = load("llama")
+    for layer in model.model.layers:
+        gate = layer.mlp.gate_proj
+        del layer.mlp.gate_proj
+        layer.mlp.gate_proj = gate  # now behind up and down
+    reporter = Silent()
+    masks, expected = prune(model, order, reporter=reporter), prune(load("llama"), order)
+    assert not reporter.warnings
+    assert all(torch.equal(masks[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(("order", "runs"), [("one-pass", [3, 0]), ("two-pass", [3 + 1, 1])])
 def test_nothing_is_computed_behind_the_last_statistic(order, runs, load):
     # Three batches. One that shows what is shared, or the order of calls, runs to the end; the last
