@@ -157,7 +157,7 @@ def test_the_memory_that_is_planned_is_about_what_is_taken(method, order, tmp_pa
     spp("prune")
     manifest = json.loads((tmp_path / "workspace/r/prune/manifest.json").read_bytes())
     taken = manifest["peak_memory_bytes"] - needs["libraries"]
-    assert needs["memory"] == pytest.approx(taken, rel=0.3)
+    assert 0.75 * taken <= needs["memory"] <= 1.5 * taken  # rather too much than too little
 
 
 def test_a_gpu_that_is_not_here_can_be_planned_for(model, tmp_path):

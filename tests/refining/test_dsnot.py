@@ -99,8 +99,8 @@ def test_golden_statistics():
 def test_tokens_that_are_no_equal_share_of_each_sequence_count_as_one():
     moments = Moments(8, torch.device("cpu"))
     some, more = torch.randn(7, 8), torch.randn(5, 8)
-    moments.update(some, samples=2)
-    moments.update(more, samples=4)
+    moments.update(some[None], samples=2)
+    moments.update(more[None], samples=4)
     torch.testing.assert_close(moments.mean(), torch.cat((some, more)).sum(dim=0) / 6)
     expected = (2 * some.var(dim=0, correction=0) + 4 * more.var(dim=0, correction=0)) / 6
     torch.testing.assert_close(moments.variance(), expected)
