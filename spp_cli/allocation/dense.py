@@ -39,13 +39,12 @@ class DenseModel:
 
         The weights may be empty: they are there only while ``statistics`` gives them.
         """
-        wanted = {linear.name for linear in linears}
         decoder = self.source.decoder
-        blocks = {
-            f"{decoder.path}.{index}": [lin for lin in decoder.linears(index) if lin.name in wanted]
-            for index in range(len(decoder.blocks))
+        return {
+            f"{decoder.path}.{index}": inside
+            for index, inside in enumerate(decoder.by_block(linears))
+            if inside
         }
-        return {path: inside for path, inside in blocks.items() if inside}
 
     @torch.no_grad()
     def statistics(

@@ -34,6 +34,11 @@ class BlockCalls:
         args, kwargs = self.arguments[index][batch]
         return _first(block(self.hidden_states[batch], *args, **kwargs))
 
+    def flow_through(self, block: nn.Module, index: int) -> None:
+        """Replace the hidden states by the outputs of ``block``, which is the ``index``-th."""
+        for batch in range(len(self.shapes)):
+            self.hidden_states[batch] = self.run(block, index, batch)
+
 
 def capture_calls(
     decoder: Decoder, batches: Iterable[Tensor], hidden_states: ActivationStore

@@ -6,7 +6,7 @@ linear layers; a family for which this rule fails gets an entry in ``BLOCKS``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -81,6 +81,14 @@ class Decoder:
     def all_linears(self) -> list[Linear]:
         """Return the linear layers of all blocks."""
         return [linear for index in range(len(self.blocks)) for linear in self.linears(index)]
+
+    def by_block(self, linears: Iterable[Linear]) -> list[list[Linear]]:
+        """Return those of ``linears`` that each block has, in the order of their definition."""
+        wanted = {linear.name for linear in linears}
+        return [
+            [linear for linear in self.linears(index) if linear.name in wanted]
+            for index in range(len(self.blocks))
+        ]
 
     def outside_linears(self) -> dict[str, int]:
         """Return the matrices of all blocks that are in no linear layer, and their sizes.

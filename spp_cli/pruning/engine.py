@@ -115,7 +115,7 @@ def prune_blocks(
         ModelError: a dense weight holds NaN or infinity.
         NumericalError: an activation or a result does; the message names the layer.
     """
-    wanted = {linear.name for linear in linears}
+    of_block = source.decoder.by_block(linears)
     blocks = len(source.decoder.blocks)
     _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
@@ -130,7 +130,7 @@ def prune_blocks(
                 progress.advance(1)
                 continue
             block, is_last = source.load(index, device), index + 1 == blocks
-            chosen = [linear for linear in source.decoder.linears(index) if linear.name in wanted]
+            chosen = of_block[index]
             if index >= done:
                 rounds: Iterable[Round] = (
                     order.rounds(block, index, chosen, calls, kinds, is_last=is_last)
@@ -144,8 +144,7 @@ def prune_blocks(
                 }
                 yield index, [layers[linear.name] for linear in chosen]
             elif calls and not is_last:
-                for batch in range(len(calls.shapes)):
-                    calls.hidden_states[batch] = calls.run(block, index, batch)
+                calls.flow_through(block, index)
             source.free(index)
             progress.advance(1)
 
@@ -187,15 +186,22 @@ def _prune_round(
     if processes.count() == 1:
         return layers
     ours = {layer.linear.name: layer for layer in layers}
+    records: dict[str, Mapping[str, float]] = {}
+    for solved in processes.collect({name: dict(layer.record) for name, layer in ours.items()}):
+        records |= solved
     return [
-        _exchanged(linear, ours.get(linear.name), recipe, owner)
+        _exchanged(linear, ours.get(linear.name), records[linear.name], recipe, owner)
         for (linears, _), owner in zip(groups, owners, strict=True)
         for linear in linears
     ]
 
 
 def _exchanged(
-    linear: Linear, layer: PrunedLayer | None, recipe: Recipe, owner: int
+    linear: Linear,
+    layer: PrunedLayer | None,
+    record: Mapping[str, float],
+    recipe: Recipe,
+    owner: int,
 ) -> PrunedLayer:
     """Return a layer that the process ``owner`` pruned, on all of them, and put it in place."""
     weight = linear.weight.contiguous()
@@ -204,7 +210,6 @@ def _exchanged(
         keep.copy_(layer.keep)
     processes.send(weight, owner)
     processes.send(keep, owner)
-    record = processes.collect(layer and dict(layer.record))[owner]
     linear.weight.copy_(weight)
     stored = weight.to(recipe.stored_dtype(linear.name))
     return PrunedLayer(linear, stored.cpu(), keep.bool().cpu(), record)

@@ -77,11 +77,7 @@ def prune_needs(
         compute: the type of weights and activations on the device.
         stored: the type of the weights in the checkpoint.
     """
-    wanted = {linear.name for linear in linears}
-    blocks = [
-        [lin for lin in decoder.linears(i) if lin.name in wanted]
-        for i in range(len(decoder.blocks))
-    ]
+    blocks = decoder.by_block(linears)
     inside = {id(tensor) for block in decoder.blocks for tensor in block.parameters()}
     parameters = {id(tensor): tensor.numel() for tensor in decoder.model.parameters()}
     whole = sum(parameters.values()) * stored.itemsize

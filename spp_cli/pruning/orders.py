@@ -81,8 +81,7 @@ class TwoPass(Order):
     ) -> Iterator[Round]:
         yield dense_inputs(block, index, linears, calls, kinds)
         if not is_last:
-            for batch in range(len(calls.shapes)):
-                calls.hidden_states[batch] = calls.run(block, index, batch)
+            calls.flow_through(block, index)
 
 
 def dense_inputs(

@@ -59,7 +59,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
-    stored = StoredTensors(source, model.model)
+    # To map the tensors of a large mixture takes seconds, and the streamed model did it already.
+    stored = (
+        model.stored if isinstance(model, StreamedModel) else StoredTensors(source, model.model)
+    )
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     tokens = None
     if settings.reads_text:

@@ -19,7 +19,7 @@ from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import TwoPass
 from spp_cli.pruning.sparsegpt import SparseGPT
-from spp_cli.pruning.statistics import InputNorm, Statistic
+from spp_cli.pruning.statistics import Statistic
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.refining.refinement import NoRefinement
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
@@ -176,20 +176,6 @@ def test_one_block_at_a_time_is_brought_and_freed(load):
         pass
     first = ("load", 0)  # its forward shows how blocks return
     assert events == [first, ("load", 0), ("free", 0), ("load", 1), ("free", 1)]
-
-
-def test_linears_with_the_same_input_share_one_statistic(load, monkeypatch):
-    made = []
-
-    class Counted(InputNorm):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(Wanda, "statistic", Counted)
-    prune_with_engine(load("llama"), Wanda(), Unstructured(0.5))
-    # q, k and v; o; gate and up; down: in each of two blocks
-    assert len(made) == 8
 
 
 def test_the_batch_size_decides_nothing(load):
