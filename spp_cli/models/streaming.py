@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
+from spp_cli.models.heap import return_free_memory
 from spp_cli.models.loading import empty_model, load_model
 from spp_cli.models.stored import Read, StoredTensors
 
@@ -113,7 +112,7 @@ class StreamedModel(BlockSource):
         for module in self.decoder.blocks[index].modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 module._parameters[name] = _parameter(torch.empty_like(parameter, device="meta"))
-        _return_free_memory()
+        return_free_memory()
 
     def _base_path(self) -> str:
         same = self.model.base_model is self.model
@@ -154,16 +153,6 @@ def open_model(
         # A checkpoint that is really incomplete fails here too, with the better message.
         model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
         return ResidentModel(model)
-
-
-def _return_free_memory() -> None:
-    """Give freed heap back to the system, where the C library is one that keeps it.
-
-    glibc keeps what the tensors of a block leave behind in pieces too small for those of the next:
-    without this, memory grows by about half a block with every block.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
