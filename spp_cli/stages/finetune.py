@@ -41,9 +41,12 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         dtype=_dtype(settings.precision, device),
         trust_remote_code=trusted,
     )
-    names = sparse.attach(settings.adapter, settings.target_modules, settings.exclude_modules)
-    trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
+    names = sparse.choose(settings.target_modules, settings.exclude_modules)
     total = sum(p.numel() for p in sparse.model.parameters())
+    packed = settings.base_storage == "packed"
+    sparse.load(device, settings.adapter, names, packed=packed)
+    trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
+    total += trainable
 
     tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
     length = resolve_length(
@@ -70,7 +73,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         _recompute_activations(sparse.model)
     checkpoints = target / RESUME
     trainer = AdapterTrainer(
-        model=sparse.model.to(device),
+        model=sparse.model,
         args=training_arguments(
             settings, checkpoints, rows=len(train.input_ids), seed=config.seed, device=device
         ),
