@@ -333,6 +333,27 @@ app.command(
 )
 
 
+def _unpack(context: typer.Context, given: dict[str, Any]) -> None:
+    def work(_: Reporter) -> Answer:
+        from spp_cli.sparsity.archive import unpack_folder
+
+        unpack_folder(Path(given["path"]), Path(given["target"]))
+        return Answer({"folder": given["target"]}, f"unpacked: {given['target']}")
+
+    _finish(context, given, work)
+
+
+app.command("unpack", help="Bring back the model folder that spp merge --packed made small.")(
+    _with_parameters(
+        _unpack,
+        [
+            _parameter(name, str, typer.Argument(..., metavar=name.upper(), help=text))
+            for name, text in (("path", "Archive folder"), ("target", "Folder to be made"))
+        ],
+    )
+)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"spp {__version__}")

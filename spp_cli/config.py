@@ -435,12 +435,17 @@ class FinetuneConfig(Section):
 
 
 class MergeConfig(Section):
-    """How closely a merge is checked."""
+    """How closely a merge is checked, and what it leaves."""
 
     check_sequences: int = Field(
         4, ge=1, description="Sequences on which adapter and merged logits are compared"
     )
     check_length: int = Field(128, ge=8, description="Tokens in each of them")
+    packed: bool = Field(
+        False,
+        description="Make an archive without the zeros, too, in the folder packed; spp unpack "
+        "brings back every bit",
+    )
 
 
 class PerplexityConfig(TextConfig):

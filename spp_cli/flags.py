@@ -158,7 +158,11 @@ _FINETUNE = (
     Flag("Training", "finetune.evaluate_every"),
     Flag("Training", "finetune.checkpoint_every"),
 )
-_MERGE = (Flag("Check", "merge.check_sequences"), Flag("Check", "merge.check_length"))
+_MERGE = (
+    Flag("Result", "merge.packed"),
+    Flag("Check", "merge.check_sequences"),
+    Flag("Check", "merge.check_length"),
+)
 _EVAL = (
     Flag("Evaluation", "eval.tasks"),
     Flag("Evaluation", "eval.stages", "--stage"),

@@ -103,6 +103,26 @@ def test_it_lowers_the_loss_and_reports_perplexity_before_and_after(sources, tmp
     assert validated == [0, 3, 6, 9, 12]
 
 
+def test_every_adapter_trains_and_nothing_else(sources, tmp_path):
+    metrics = train(sources, tmp_path / "a").metrics
+    found = adapter(tmp_path / "a")
+    sizes = [tensor.numel() for tensor in found.values()]
+    assert metrics["trainable_parameters"] == sum(sizes)
+    assert metrics["total_parameters"] == metrics["trainable_parameters"] + sum(
+        tensor.numel()
+        for tensor in load_file(sources.stages["prune"] / "model.safetensors").values()
+    )
+    started_as_zero = [tensor for name, tensor in found.items() if name.endswith(".B")]
+    assert all(tensor.count_nonzero() for tensor in started_as_zero)
+
+
+def test_a_packed_base_gives_the_same_losses_and_adapter_bit_for_bit(sources, tmp_path):
+    dense = train(sources, tmp_path / "dense").metrics
+    packed = train(sources, tmp_path / "packed", base_storage="packed").metrics
+    assert packed == dense
+    assert same(adapter(tmp_path / "packed"), adapter(tmp_path / "dense"))
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(sources, tmp_path):
     train(sources, tmp_path / "a")
     train(sources, tmp_path / "b")
