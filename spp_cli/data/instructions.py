@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from spp_cli.config import TextConfig, TrainingDataConfig
+from spp_cli.data.examples import RowFormat, example_of
 from spp_cli.data.files import Row
 from spp_cli.data.formats import Format, format_of, is_plain_text, keys_of, rows_of
-from spp_cli.data.prompts import IGNORED, Example, alpaca_example, chat_example, encode_example
+from spp_cli.data.prompts import IGNORED, encode_example
 from spp_cli.data.text import NAMED, find, load_texts
 from spp_cli.data.tokens import encode_documents, token_digest
 from spp_cli.errors import DataError
@@ -141,8 +143,7 @@ class _Reader:
         form = _format(self.config, text, path, use)
         if form == "text":
             return _Pool(self._blocks(text, use), lambda ids: (ids, list(ids)), source)
-        encode = self._encode_alpaca if form == "alpaca" else self._encode_chat
-        return _Pool(list(rows_of(text, path, use)), encode, source)
+        return _Pool(list(rows_of(text, path, use)), partial(self._encode, form), source)
 
     def _blocks(self, text: TextConfig, use: Purpose) -> list[list[int]]:
         documents = load_texts(text, use, demo=False).documents
@@ -153,13 +154,8 @@ class _Reader:
         most = wanted and 4 * wanted
         return pack(encode_documents(self.tokenizer, documents), self.length, most)
 
-    def _encode_alpaca(self, row: Row) -> Encoded | None:
-        return self._encode(alpaca_example(row))
-
-    def _encode_chat(self, row: Row) -> Encoded | None:
-        return self._encode(chat_example(row, self.tokenizer))
-
-    def _encode(self, example: Example | None) -> Encoded | None:
+    def _encode(self, form: RowFormat, row: Row) -> Encoded | None:
+        example = example_of(row, form, self.tokenizer, SECTION)
         if example is None:
             return None
         on_prompt = self.config.train_on_prompt
@@ -184,7 +180,8 @@ def _format(
         return "text"
     raise DataError(
         f"{row.place}: keys {', '.join(sorted(keys)) or 'none'} tell no format. Allowed: "
-        f"instruction, input and output; messages; {text.field} (set {SECTION}.field for another)"
+        "instruction, input and output; messages or conversations; prompt and completion; "
+        f"prompt, chosen and rejected; {text.field} (set {SECTION}.field for another)"
     )
 
 
