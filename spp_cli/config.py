@@ -385,13 +385,20 @@ class TrainingDataConfig(Section):
         512, description="Longest row in tokens, or the block of packed text"
     )
     samples: int | None = Field(
-        None, ge=1, description="Use only so many rows or blocks; default: all"
+        None,
+        ge=1,
+        description="Use only so many rows or blocks; default: all, or what max_steps can use",
     )
     validation_source: Text | None = Field(
         None,
         description="Rows to validate on; default: a part of source, or demo's own held-out text",
     )
     validation_samples: int = Field(128, ge=1, description="Rows or blocks to validate on")
+    streaming: bool = Field(
+        False,
+        description="Read a hub data set as it comes, without downloading all of it; needs samples "
+        "or max_steps",
+    )
 
 
 class FinetuneConfig(Section):

@@ -20,7 +20,13 @@ from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "calibrate", "peak_memory", "run_stages", "stage_settings"]
+__all__ = [
+    "StageOutcome",
+    "calibrate",
+    "peak_memory",
+    "run_stages",
+    "stage_settings",
+]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -94,13 +100,11 @@ def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
     partial = processes.follow()
     if partial is None:
         return
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
-    store = TokenStore(workspace.calibration, workspace.digest_cache)
     module = importlib.import_module(MODULES[stage])
-    module.run(config, Sources(model, demo, store=store), partial, Silent())
+    module.run(config, Sources(model, demo, **_stores(workspace)), partial, Silent())
     processes.disconnect()
 
 
@@ -113,14 +117,24 @@ def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dic
         SppError: whatever hinders it.
     """
     workspace = Workspace(config.workspace)
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages import calibration
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, "calibrate")
-    store = TokenStore(workspace.calibration, workspace.digest_cache)
-    sources = Sources(model, demo, store=store)
+    sources = Sources(model, demo, **_stores(workspace))
     return calibration.run(config, sources, reporter, preview=preview)
+
+
+def _stores(workspace: Workspace) -> dict[str, Any]:
+    """Return what all runs of a workspace share: tokens of calibration texts and training rows."""
+    from spp_cli.data.row_store import RowStore
+    from spp_cli.data.token_store import TokenStore
+
+    cache = workspace.digest_cache
+    return {
+        "store": TokenStore(workspace.calibration, cache),
+        "rows": RowStore(workspace.training, cache),
+    }
 
 
 def _run_stage(
@@ -134,7 +148,6 @@ def _run_stage(
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
@@ -162,8 +175,7 @@ def _run_stage(
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
         tell(partial)
         cache = workspace.root / ".cache" / "evaluations"
-        store = TokenStore(workspace.calibration, workspace.digest_cache)
-        sources = Sources(model, demo, folders, digests, cache, store)
+        sources = Sources(model, demo, folders, digests, cache, **_stores(workspace))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         try:
             with full_disk_errors(partial):

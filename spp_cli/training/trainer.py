@@ -18,25 +18,9 @@ from spp_cli.config import FinetuneConfig
 from spp_cli.progress import Reporter
 from spp_cli.training.callbacks import KeepBest, Progress
 
-__all__ = ["AdapterTrainer", "TokenRows", "newest_checkpoint", "pad_rows", "training_arguments"]
+__all__ = ["AdapterTrainer", "newest_checkpoint", "pad_rows", "training_arguments"]
 
 _COMPLETE = "complete.json"  # written last, with the size of every file of the checkpoint
-
-
-class TokenRows(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """Token rows with their labels, as a data set for the Trainer."""
-
-    def __init__(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> None:
-        self._rows = [
-            {"input_ids": ids, "labels": targets}
-            for ids, targets in zip(input_ids, labels, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self._rows[index]
 
 
 def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -46,12 +30,10 @@ def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     def padded(key: str, filler: int) -> Tensor:
         return torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
 
+    batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
     lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
-    return {
-        "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", -100),
-        "attention_mask": (torch.arange(longest) < lengths).long(),
-    }
+    batch["attention_mask"] = (torch.arange(longest) < lengths).long()
+    return batch
 
 
 def training_arguments(

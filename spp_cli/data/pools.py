@@ -1,0 +1,192 @@
+"""What rows to finetune on are drawn from: a source read in its format, or its text in blocks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from spp_cli.config import TextConfig, TrainingDataConfig
+from spp_cli.data.examples import RowFormat, example_of
+from spp_cli.data.files import Row, string_of
+from spp_cli.data.formats import (
+    Format,
+    format_of,
+    hub_set,
+    is_in_hub_layout,
+    is_plain_text,
+    keys_of,
+    table_of,
+)
+from spp_cli.data.hub import hub_stream
+from spp_cli.data.prompts import encode_example
+from spp_cli.data.text import NAMED, find, how_to_supply, load_texts, refuse_hub_keys
+from spp_cli.data.token_rows import Account, RowWriter
+from spp_cli.data.tokens import encode_documents
+from spp_cli.errors import DataError
+
+__all__ = ["SECTION", "Encode", "Pool", "PoolReader", "draws", "pack"]
+
+SECTION = "finetune.data"
+Purpose = Literal["train", "validation"]
+Encode = Callable[[Any], tuple[str, list[int], list[int]]]  # an item's place, ids and labels
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What rows are drawn from: rows or blocks of a source, and how to encode one of them."""
+
+    items: Sequence[Any]
+    encode: Encode
+    source: str
+    form: Format
+
+
+@dataclass(frozen=True)
+class PoolReader:
+    """Reads any source in the format that the configuration names, or that its rows show.
+
+    ``samples`` is how many will be drawn at most, None for all.
+    """
+
+    config: TrainingDataConfig
+    tokenizer: Any
+    length: int
+    seed: int
+    samples: int | None
+
+    def read(self, source: str, use: Purpose) -> Pool:
+        """Return what is to be drawn from a source.
+
+        Raises:
+            DataError: it is not there or cannot be reached, or is in no known format.
+        """
+        setting = f"{SECTION}.{'source' if use == 'train' else 'validation_source'}"
+        path = None if source in NAMED else find(source, setting)
+        is_main = use == "train" or source == self.config.source
+        text = TextConfig.model_validate(
+            {
+                "source": source,
+                "subset": self.config.subset if is_main else None,
+                "split": self.config.split if use == "train" else None,
+                "field": self.config.field,
+            }
+        )
+        if is_plain_text(source, path, self.config.format, use):
+            refuse_hub_keys(text, SECTION)
+            return self._blocks(self._documents(text, path, use), source, use)
+        is_on_hub = path is None or is_in_hub_layout(text, path)
+        if self.config.streaming and is_on_hub:
+            return self._read_stream(text, path, use)
+        table = table_of(text, path, use, with_texts=False)
+        form = self._form(text, table[0] if table else None)
+        if form == "text":
+            return self._blocks(self._documents(text, path, use), source, use)
+        return Pool(table, self._encoder(form), source, form)
+
+    def _read_stream(self, text: TextConfig, path: Path | None, use: Purpose) -> Pool:
+        if self.samples is None:
+            raise DataError(
+                f"{SECTION}.streaming reads no more of a data set than is asked for. "
+                f"Set {SECTION}.samples or finetune.max_steps"
+            )
+        wanted = hub_set(text, use)
+        remedy = how_to_supply(wanted.name, SECTION)
+        stream = hub_stream(wanted, folder=path, remedy=remedy, seed=self.seed)
+        first = next(stream, None)
+        form = self._form(text, first)
+        rows = chain([first] if first else [], stream)
+        if form == "text":
+            return self._blocks(self._texts(rows), text.source, use)
+        held_out = self.config.validation_samples
+        most = held_out if use == "validation" else self.samples + held_out
+        return Pool(list(islice(rows, most)), self._encoder(form), text.source, form)
+
+    def _form(self, text: TextConfig, first: Row | None) -> Format:
+        """Return the format as configured, or what the first row's keys tell."""
+        if first is None:
+            raise DataError(f"{SECTION}: {text.source} holds no row. Name a source that does")
+        if self.config.format != "auto":
+            return self.config.format
+        keys = keys_of(first)
+        if form := format_of(keys):
+            return form
+        if text.field in keys:
+            return "text"
+        raise DataError(
+            f"{first.place}: keys {', '.join(sorted(keys)) or 'none'} tell no format. Allowed: "
+            "instruction, input and output; messages or conversations; prompt and completion; "
+            f"prompt, chosen and rejected; {text.field} (set {SECTION}.field for another)"
+        )
+
+    def _encoder(self, form: RowFormat) -> Encode:
+        on_prompt = self.config.train_on_prompt
+
+        def encode(row: Row) -> tuple[str, list[int], list[int]]:
+            example = example_of(row, form, self.tokenizer, SECTION)
+            if example is None:
+                return row.place, [], []
+            ids, labels = encode_example(example, self.tokenizer, train_on_prompt=on_prompt)
+            return row.place, ids, labels
+
+        return encode
+
+    def _documents(self, text: TextConfig, path: Path | None, use: Purpose) -> Iterator[str]:
+        """Return the documents of a source in random order."""
+        if text.source in NAMED:
+            documents = load_texts(text, use, demo=False).documents
+            return iter(random.Random(self.seed).sample(documents, len(documents)))
+        table = table_of(text, path, use, with_texts=True)
+        return self._texts(table[number] for number in draws(len(table), self.seed))
+
+    def _texts(self, rows: Iterable[Row]) -> Iterator[str]:
+        texts = (string_of(row, self.config.field, f"Set {SECTION}.field") for row in rows)
+        return (text for text in texts if text.strip())
+
+    def _blocks(self, documents: Iterable[str], source: str, use: Purpose) -> Pool:
+        held_out = self.config.validation_samples
+        wanted = held_out if use == "validation" else self.samples and self.samples + held_out
+        writer = RowWriter()
+        # Four times what is wanted is enough to draw from, and may be far less than all the text.
+        for block in pack(
+            encode_documents(self.tokenizer, documents), self.length, wanted and 4 * wanted
+        ):
+            writer.add(block, block)
+        if not len(writer):
+            raise DataError(f"{SECTION}.source: {source} holds no text. Name one that does")
+        blocks = writer.rows(Account(source, "text", len(writer)))
+
+        def encode(number: int) -> tuple[str, list[int], list[int]]:
+            block = blocks[number]
+            return f"{source} block {number + 1}", block["input_ids"], block["labels"]
+
+        return Pool(range(len(blocks)), encode, source, "text")
+
+
+def pack(
+    documents: Iterable[Sequence[int]], length: int, most: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the documents' tokens end to end, cut into blocks of ``length``, ``most`` at most.
+
+    The last block may be shorter; a single token left over, which predicts nothing, is dropped.
+    """
+    tokens = chain.from_iterable(documents)
+    blocks = iter(lambda: list(islice(tokens, length)), [])
+    return (block for block in islice(blocks, most) if len(block) > 1)
+
+
+def draws(count: int, seed: int, most: int | None = None) -> Iterator[int]:
+    """Yield the numbers below ``count`` in random order, the first ``most`` or all.
+
+    The order is that of ``random.Random(seed).sample(range(count), count)``, which would hold them
+    all in memory.
+    """
+    generator = random.Random(seed)
+    moved: dict[int, int] = {}  # what stands in a place that is not its own number
+    for last in range(count - 1, count - 1 - min(count, most or count), -1):
+        place = generator.randrange(last + 1)
+        yield moved.get(place, place)
+        moved[place] = moved.pop(last, last)
