@@ -399,6 +399,11 @@ class TrainingDataConfig(Section):
         description="Read a hub data set as it comes, without downloading all of it; needs samples "
         "or max_steps",
     )
+    packing: bool = Field(
+        False,
+        description="Put several short rows into one sequence, none of which sees another; text "
+        "is packed anyway",
+    )
 
 
 class FinetuneConfig(Section):

@@ -9,6 +9,7 @@ from typing import Any
 from spp_cli import processes
 from spp_cli.config import SppConfig
 from spp_cli.data.instructions import enough
+from spp_cli.data.packing import PackedRows
 from spp_cli.data.row_store import AskedRows, KeptRows
 from spp_cli.data.token_rows import Rows
 from spp_cli.data.tokens import check_vocabulary, resolve_length
@@ -17,20 +18,31 @@ from spp_cli.models.checkpoint import tokenizer_files
 from spp_cli.models.loading import load_tokenizer
 from spp_cli.progress import Reporter
 from spp_cli.stages.stage import Sources
+from spp_cli.training.packing import check_packing
 
 __all__ = ["TrainingData", "training_data"]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows to train on and those to validate on."""
+    """What the Trainer is given: rows, or sequences of several, and the rows to validate on.
 
-    train: Rows
+    Validation rows are never packed, so that losses with and without packing compare.
+    """
+
+    train: Rows | PackedRows
     validation: Rows
 
     def described(self) -> dict[str, Any]:
         """Return what there is to say of both, for the manifest."""
-        return {"train": self.train.described(), "validation": self.validation.described()}
+        rows, packing = self.train, {}
+        if isinstance(rows, PackedRows):
+            packing = {"sequences": len(rows), "fill": round(rows.fill, 4)}
+            rows = rows.rows
+        return {
+            "train": {**rows.described(), **packing},
+            "validation": self.validation.described(),
+        }
 
 
 def training_data(
@@ -42,14 +54,19 @@ def training_data(
 
     Raises:
         DataError: they are not stored yet, and cannot be had from their sources.
+        ConfigError: they are to be packed, and the model would not hold them apart.
     """
     asked = _asked(config, sources, sources.stages["prune"], model.config)
     with processes.main_first():
         kept = sources.rows.rows(asked, reporter)
     for rows in (kept.train, kept.validation):
         check_vocabulary(int(rows.tokens.max()), model.config)
-    reporter.say(f"data: {_summary(kept)}")
-    return TrainingData(kept.train, kept.validation)
+    train: Rows | PackedRows = kept.train
+    if asked.config.packing and kept.train.account.form != "text":
+        check_packing(model)
+        train = PackedRows(kept.train, asked.length)
+    reporter.say(f"data: {_summary(kept, train)}")
+    return TrainingData(train, kept.validation)
 
 
 def _asked(config: SppConfig, sources: Sources, folder: Path, model_config: Any) -> AskedRows:
@@ -74,13 +91,17 @@ def _most(config: SppConfig, length: int) -> int | None:
     if settings.max_steps is None:
         return None
     at_once = settings.batch_size * settings.gradient_accumulation_steps * processes.count()
-    return enough(settings.max_steps * at_once, length)
+    rows = settings.max_steps * at_once
+    # How many rows a packed sequence takes is not known yet; it is seldom more.
+    return enough(16 * rows if settings.data.packing else rows, length)
 
 
-def _summary(kept: KeptRows) -> str:
+def _summary(kept: KeptRows, train: Rows | PackedRows) -> str:
     account = kept.train.account
     text = f"{len(kept.train):,} rows of {account.source}{account}"
     if account.form == "preference":
         text += ", of each pair what was chosen"
+    if isinstance(train, PackedRows):
+        text += f", in {len(train):,} sequences that are {train.fill:.0%} full"
     text += f"; {len(kept.validation):,} rows to validate on{kept.validation.account}"
     return text if kept.is_new else f"{text}; tokenized before"

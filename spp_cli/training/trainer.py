@@ -24,13 +24,21 @@ _COMPLETE = "complete.json"  # written last, with the size of every file of the 
 
 
 def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Return one batch, rows padded on the right; padding is neither attended to nor trained on."""
+    """Return one batch, rows padded on the right; padding is neither attended to nor trained on.
+
+    Where rows have ``position_ids``, being packed, padding is one more row of each: it has
+    positions of its own, and there is no attention mask, which would join the rows again.
+    """
     longest = max(len(row["input_ids"]) for row in rows)
 
     def padded(key: str, filler: int) -> Tensor:
         return torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
 
     batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+    if "position_ids" in rows[0]:
+        positions = (row["position_ids"] for row in rows)
+        batch["position_ids"] = torch.tensor([p + list(range(longest - len(p))) for p in positions])
+        return batch
     lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
     batch["attention_mask"] = (torch.arange(longest) < lengths).long()
     return batch

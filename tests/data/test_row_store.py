@@ -95,6 +95,7 @@ def test_whatever_decides_the_rows_is_in_the_name(
 
 
 def test_whatever_does_not_is_not(here: Path, tokenizer: Any) -> None:
+    assert asked(tokenizer, packing=True).key(None) == asked(tokenizer).key(None)
     assert asked(tokenizer, samples=5, most=9).key(None) == asked(tokenizer, samples=5).key(None)
 
 
