@@ -24,6 +24,7 @@ __all__ = [
     "StageOutcome",
     "calibrate",
     "peak_memory",
+    "preview",
     "run_stages",
     "stage_settings",
 ]
@@ -123,6 +124,22 @@ def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dic
     model, demo = _dense_model(config, "calibrate")
     sources = Sources(model, demo, **_stores(workspace))
     return calibration.run(config, sources, reporter, preview=preview)
+
+
+def preview(config: SppConfig, reporter: Reporter, *, run: str | None, count: int) -> Any:
+    """Return ``count`` rows that finetune would train on, as a document of plain values.
+
+    Raises:
+        SppError: whatever hinders it.
+    """
+    workspace = Workspace(config.workspace)
+    from spp_cli.stages import training_data
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, "finetune")
+    folder = workspace.run(run or config.run_name()).require("prune", for_stage="finetune")
+    sources = Sources(model, demo, **_stores(workspace))
+    return training_data.preview_rows(config, sources, folder, reporter, count=count)
 
 
 def _stores(workspace: Workspace) -> dict[str, Any]:

@@ -1,26 +1,28 @@
-"""The rows that finetune trains on: tokenized once for a workspace, and told of."""
+"""The rows that finetune trains on: tokenized once for a workspace, told of, and previewed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spp_cli import processes
 from spp_cli.config import SppConfig
-from spp_cli.data.instructions import enough
+from spp_cli.data.instructions import choose, copies_of, enough, tokenized
 from spp_cli.data.packing import PackedRows
+from spp_cli.data.preview import preview
 from spp_cli.data.row_store import AskedRows, KeptRows
 from spp_cli.data.token_rows import Rows
 from spp_cli.data.tokens import check_vocabulary, resolve_length
 from spp_cli.fingerprint import folder_digest
-from spp_cli.models.checkpoint import tokenizer_files
-from spp_cli.models.loading import load_tokenizer
+from spp_cli.models.checkpoint import read_config, tokenizer_files
+from spp_cli.models.loading import load_config, load_tokenizer
 from spp_cli.progress import Reporter
 from spp_cli.stages.stage import Sources
 from spp_cli.training.packing import check_packing
 
-__all__ = ["TrainingData", "training_data"]
+__all__ = ["TrainingData", "preview_rows", "training_data"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,42 @@ def training_data(
         train = PackedRows(kept.train, asked.length)
     reporter.say(f"data: {_summary(kept, train)}")
     return TrainingData(train, kept.validation)
+
+
+def preview_rows(
+    config: SppConfig, sources: Sources, folder: Path, reporter: Reporter, *, count: int
+) -> dict[str, Any]:
+    """Return the first ``count`` rows that finetune would train on, as the model sees them.
+
+    Nothing of the model is read but its config and tokenizer, which lie in ``folder``.
+
+    Raises:
+        DataError: the rows cannot be had from their sources.
+    """
+    read_config(folder)
+    model_config = load_config(folder, trust_remote_code=config.model.trust_remote_code)
+    asked = _asked(config, sources, folder, model_config)
+    settings = asked.config
+    train, validation = choose(
+        settings, asked.tokenizer, asked.length, demo=asked.demo, seed=asked.seed, most=asked.most
+    )
+    held_out = copies_of(tokenized(validation, "validate on", (), reporter))
+    examples, left_out = [], Counter[str]()
+    for row in train.encoded(held_out):
+        if row.left_out:
+            left_out[row.left_out] += 1
+        else:
+            examples.append(preview(row, asked.tokenizer))
+        if len(examples) == count:
+            break
+    return {
+        "source": train.pool.source,
+        "format": train.pool.form,
+        "length": asked.length,
+        "packing": settings.packing and train.pool.form != "text",
+        "left_out": dict(left_out),
+        "rows": examples,
+    }
 
 
 def _asked(config: SppConfig, sources: Sources, folder: Path, model_config: Any) -> AskedRows:
