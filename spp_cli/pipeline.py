@@ -263,6 +263,9 @@ def _inputs(
     }.get(stage, ("", "", ""))
     if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
         inputs[name] = digest
+    held_out = config.finetune.data.validation_source if stage == "finetune" else None
+    if held_out and (digest := source_digest(held_out, "validation", demo=demo, cache=cache)):
+        inputs["validation"] = digest
     return inputs
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from spp_cli.config import TrainingDataConfig
-from spp_cli.data.pools import SECTION, Pool, PoolReader, draws
+from spp_cli.data.pools import SECTION, Item, Pool, PoolReader, draws
 from spp_cli.data.prompts import IGNORED
 from spp_cli.data.token_rows import Account, Rows, RowWriter
 from spp_cli.errors import DataError
@@ -35,6 +35,7 @@ EMPTY, TOO_LONG, NOTHING, COPY = (
     "with nothing to learn",
     "copies of validation rows",
 )
+_AT_ONCE = 64  # rows that are tokenized together
 _MANY = 20_000  # rows that take more than a few seconds
 _FEW = 2**25  # tokens that take no more than that
 
@@ -101,8 +102,7 @@ class Chosen:
 
     def encoded(self, excluded: Collection[tuple[int, ...]] = ()) -> Iterator[Encoded]:
         """Yield each, with the reason if it is of no use: to be ``excluded`` is one."""
-        for number in self.numbers:
-            place, whole, targets = self.pool.encode(self.pool.items[number])
+        for place, whole, targets in self._encoded():
             ids, labels = whole[: self.length], targets[: self.length]
             left_out = ""
             if not ids:
@@ -113,6 +113,11 @@ class Chosen:
             elif excluded and tuple(ids) in excluded:
                 left_out = COPY
             yield Encoded(place, ids, labels, len(whole), left_out)
+
+    def _encoded(self) -> Iterator[Item]:
+        for first in range(0, len(self.numbers), _AT_ONCE):
+            numbers = self.numbers[first : first + _AT_ONCE]
+            yield from self.pool.encode([self.pool.items[number] for number in numbers])
 
 
 def tokenized(

@@ -22,22 +22,26 @@ from spp_cli.data.formats import (
     table_of,
 )
 from spp_cli.data.hub import hub_stream
-from spp_cli.data.prompts import encode_example
+from spp_cli.data.prompts import encode_examples
 from spp_cli.data.text import NAMED, find, how_to_supply, load_texts, refuse_hub_keys
 from spp_cli.data.token_rows import Account, RowWriter
 from spp_cli.data.tokens import encode_documents
 from spp_cli.errors import DataError
 
-__all__ = ["SECTION", "Encode", "Pool", "PoolReader", "draws", "pack"]
+__all__ = ["SECTION", "Encode", "Item", "Pool", "PoolReader", "draws", "pack"]
 
 SECTION = "finetune.data"
 Purpose = Literal["train", "validation"]
-Encode = Callable[[Any], tuple[str, list[int], list[int]]]  # an item's place, ids and labels
+Item = tuple[str, list[int], list[int]]  # its place, its ids and labels
+Encode = Callable[[Sequence[Any]], list[Item]]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What rows are drawn from: rows or blocks of a source, and how to encode one of them."""
+    """What rows are drawn from: rows or blocks of a source, and how to encode some of them.
+
+    An item in which there is nothing to learn has no ids.
+    """
 
     items: Sequence[Any]
     encode: Encode
@@ -125,12 +129,12 @@ class PoolReader:
     def _encoder(self, form: RowFormat) -> Encode:
         on_prompt = self.config.train_on_prompt
 
-        def encode(row: Row) -> tuple[str, list[int], list[int]]:
-            example = example_of(row, form, self.tokenizer, SECTION)
-            if example is None:
-                return row.place, [], []
-            ids, labels = encode_example(example, self.tokenizer, train_on_prompt=on_prompt)
-            return row.place, ids, labels
+        def encode(rows: Sequence[Row]) -> list[Item]:
+            examples = [example_of(row, form, self.tokenizer, SECTION) for row in rows]
+            useful = list(filter(None, examples))
+            encoded = iter(encode_examples(useful, self.tokenizer, train_on_prompt=on_prompt))
+            found = (next(encoded) if example else ([], []) for example in examples)
+            return [(row.place, *pair) for row, pair in zip(rows, found, strict=True)]
 
         return encode
 
@@ -159,9 +163,12 @@ class PoolReader:
             raise DataError(f"{SECTION}.source: {source} holds no text. Name one that does")
         blocks = writer.rows(Account(source, "text", len(writer)))
 
-        def encode(number: int) -> tuple[str, list[int], list[int]]:
-            block = blocks[number]
-            return f"{source} block {number + 1}", block["input_ids"], block["labels"]
+        def encode(numbers: Sequence[int]) -> list[Item]:
+            found = ((number, blocks[number]) for number in numbers)
+            return [
+                (f"{source} block {number + 1}", block["input_ids"], block["labels"])
+                for number, block in found
+            ]
 
         return Pool(range(len(blocks)), encode, source, "text")
 

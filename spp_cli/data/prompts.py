@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from spp_cli.data.files import Row, string_of
-from spp_cli.data.tokens import close, encode
+from spp_cli.data.tokens import close
 
 __all__ = [
     "IGNORED",
@@ -15,6 +16,7 @@ __all__ = [
     "alpaca_example",
     "completion_example",
     "encode_example",
+    "encode_examples",
     "instruction_of",
     "shared",
 ]
@@ -87,21 +89,54 @@ def encode_example(
 
     The text is tokenized as one. A token that reaches from a prompt into an answer carries loss.
     """
-    special = not example.is_templated
-    ids = encode(tokenizer, example.text, special=special)
-    whole = close(tokenizer, ids) if special else ids
-    if train_on_prompt:
-        return whole, list(whole)
+    return encode_examples([example], tokenizer, train_on_prompt=train_on_prompt)[0]
+
+
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Any, *, train_on_prompt: bool
+) -> list[tuple[list[int], list[int]]]:
+    """Return what ``encode_example`` does of each, using all cores where the tokenizer can."""
+    # Where a span begins or ends among the tokens is found by tokenizing the text up to there.
+    places = [() if train_on_prompt else tuple(chain(*example.answers)) for example in examples]
+    texts = [
+        (example.text[:place], not example.is_templated)
+        for example, its_places in zip(examples, places, strict=True)
+        for place in (None, *its_places)
+    ]
+    encoded = iter(_encode_all(texts, tokenizer))
+    found = []
+    for example, its_places in zip(examples, places, strict=True):
+        ids, *parts = (next(encoded) for _ in range(1 + len(its_places)))
+        whole = ids if example.is_templated else close(tokenizer, ids)
+        labels = list(whole) if train_on_prompt else _labels(example, ids, parts, whole)
+        found.append((whole, labels))
+    return found
+
+
+def _encode_all(texts: Sequence[tuple[str, bool]], tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of each text, with special tokens around it or not."""
+    found: list[list[int]] = [[]] * len(texts)
+    for special in (True, False):
+        numbers = [number for number, (_, wanted) in enumerate(texts) if wanted is special]
+        if numbers:
+            batch = [texts[number][0] for number in numbers]
+            ids = tokenizer(batch, add_special_tokens=special, verbose=False)["input_ids"]
+            for number, its_ids in zip(numbers, ids, strict=True):
+                found[number] = list(its_ids)
+    return found
+
+
+def _labels(
+    example: Example, ids: list[int], parts: Sequence[list[int]], whole: list[int]
+) -> list[int]:
+    """Return the labels of the answers; ``parts`` are the tokens up to where each begins, ends."""
     labels = [IGNORED] * len(whole)
-    for start, end in example.answers:
-        first, last = (
-            shared(encode(tokenizer, example.text[:position], special=special), ids)
-            for position in (start, end)
-        )
+    for (_, end), before, up_to in zip(example.answers, parts[::2], parts[1::2], strict=True):
+        first, last = shared(before, ids), shared(up_to, ids)
         if end == len(example.text):
             last = len(whole)  # the end of the sequence is the model's to say, too
         labels[first:last] = whole[first:last]
-    return whole, labels
+    return labels
 
 
 def shared(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class NoTokenizer:
-    """Stands where nothing must be tokenized any more: whatever is asked of it fails."""
+def nothing_like(tokenizer: Any) -> Any:
+    """Return what bears a tokenizer's name, and fails at whatever is asked of it."""
+    return type(type(tokenizer).__name__, (), {})()
 
 
 def asked(tokenizer: Any, digest: str = "t", **changes: Any) -> AskedRows:
@@ -63,8 +69,7 @@ def test_rows_come_back_as_they_were_written(rows: list[list[int]], data: st.Dat
 def test_the_second_time_no_tokenizer_is_needed(here: Path, tokenizer: Any) -> None:
     store = RowStore(here / "store", here / "digests.json")
     first = store.rows(asked(tokenizer, train_on_prompt=False), Silent())
-    none = type(type(tokenizer).__name__, (NoTokenizer,), {})()
-    second = store.rows(asked(none, train_on_prompt=False), Silent())
+    second = store.rows(asked(nothing_like(tokenizer), train_on_prompt=False), Silent())
     assert (first.is_new, second.is_new) == (True, False)
     assert first.path == second.path
     assert as_lists(first) == as_lists(second)
@@ -144,6 +149,35 @@ def test_a_damaged_file_is_made_anew_with_a_word(damage: Any, here: Path, tokeni
     (warning,) = talk.warnings
     assert warning.startswith(f"{kept.path} is damaged, and made anew: ")
     assert not store.rows(asked(tokenizer), talk).is_new
+
+
+def test_a_kill_at_any_moment_leaves_whole_files_or_none(
+    here: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not outlive a fork
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "temporary"))
+    (here / "temporary").mkdir()
+    (here / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS * 20))
+    expected = RowStore().rows(asked(tokenizer), Silent())
+    store, moments = RowStore(here / "store"), random.Random(0)
+    killed = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            store.rows(asked(tokenizer), Silent())
+            os._exit(0)
+        time.sleep(moments.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        killed += os.WIFSIGNALED(status)
+        assert list((here / "temporary").iterdir()) == []
+        talk = Silent()
+        found = list((here / "store").glob("[!.]*"))
+        if found:
+            assert as_lists(store.rows(asked(nothing_like(tokenizer)), talk)) == as_lists(expected)
+            found[0].unlink()
+        assert talk.warnings == []
+    assert killed
 
 
 def test_without_a_folder_rows_are_made_and_kept_nowhere(here: Path, tokenizer: Any) -> None:
