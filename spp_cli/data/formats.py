@@ -58,10 +58,13 @@ def rows_of(config: TextConfig, path: Path | None, use: Use) -> Iterator[Row]:
     return chain.from_iterable(read_rows(file) for file in files_of(path) if has_rows(file))
 
 
-def table_of(config: TextConfig, path: Path | None, use: Use, *, with_texts: bool) -> Sequence[Row]:
+def table_of(
+    config: TextConfig, path: Path | None, use: Use, *, with_texts: bool, scratch: Path | None
+) -> Sequence[Row]:
     """Return what ``rows_of`` does, by number, and ``with_texts`` each text file as a row too.
 
-    A folder for which a subset or a split is named is a data set in the hub's layout.
+    A folder for which a subset or a split is named is a data set in the hub's layout. ``scratch``
+    is where files are unpacked that must be, by default the system's temporary folder.
 
     Raises:
         DataError: as ``rows_of``.
@@ -71,7 +74,7 @@ def table_of(config: TextConfig, path: Path | None, use: Use, *, with_texts: boo
         return hub_table(wanted, folder=path, remedy=how_to_supply(wanted.name, SECTIONS[use]))
     refuse_hub_keys(config, SECTIONS[use])
     tables = [
-        rows_by_number(file) if has_rows(file) else texts_by_number([file], config.field)
+        rows_by_number(file, scratch) if has_rows(file) else texts_by_number([file], config.field)
         for file in files_of(path)
         if with_texts or has_rows(file)
     ]

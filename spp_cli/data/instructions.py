@@ -9,14 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from spp_cli.config import TrainingDataConfig
-from spp_cli.data.pools import SECTION, Item, Pool, PoolReader, draws
+from spp_cli.data.pools import SECTION, Item, Pool, PoolReader, Wanted, draws
 from spp_cli.data.prompts import IGNORED
 from spp_cli.data.token_rows import Account, Rows, RowWriter
 from spp_cli.errors import DataError
-from spp_cli.progress import Reporter, Silent
+from spp_cli.progress import Reporter
 
 __all__ = [
     "Chosen",
@@ -40,28 +38,18 @@ _MANY = 20_000  # rows that take more than a few seconds
 _FEW = 2**25  # tokens that take no more than that
 
 
-def training_rows(
-    config: TrainingDataConfig,
-    tokenizer: Any,
-    length: int,
-    *,
-    demo: bool,
-    seed: int,
-    most: int | None = None,
-    reporter: Reporter | None = None,
-) -> tuple[Rows, Rows]:
+def training_rows(wanted: Wanted, reporter: Reporter) -> tuple[Rows, Rows]:
     """Return the rows to train on and those to validate on, the same for the same seed.
 
-    No more than ``most`` are trained on. The reporter is told how far it is, if there are many.
+    The reporter is told how far it is, if there are many.
 
     Raises:
         DataError: the source is not there or cannot be reached, a row is not what the format wants,
             or too few rows are left.
     """
-    train, validation = choose(config, tokenizer, length, demo=demo, seed=seed, most=most)
-    held_out = tokenized(validation, "validate on", (), reporter or Silent())
-    copies = copies_of(held_out)
-    return tokenized(train, "train on", copies, reporter or Silent()), held_out
+    train, validation = choose(wanted)
+    held_out = tokenized(validation, "validate on", (), reporter)
+    return tokenized(train, "train on", copies_of(held_out), reporter), held_out
 
 
 def copies_of(rows: Rows) -> set[tuple[int, ...]]:
@@ -98,18 +86,19 @@ class Chosen:
 
     pool: Pool
     numbers: Sequence[int]
-    length: int
+    wanted: Wanted
 
     def encoded(self, excluded: Collection[tuple[int, ...]] = ()) -> Iterator[Encoded]:
         """Yield each, with the reason if it is of no use: to be ``excluded`` is one."""
+        length = self.wanted.length
         for place, whole, targets in self._encoded():
-            ids, labels = whole[: self.length], targets[: self.length]
+            ids, labels = whole[:length], targets[:length]
             left_out = ""
             if not ids:
                 left_out = EMPTY
             # Each label belongs to the token before it: the first has none to be learnt from.
             elif all(label == IGNORED for label in labels[1:]):
-                left_out = TOO_LONG if len(whole) > self.length else NOTHING
+                left_out = TOO_LONG if len(whole) > length else NOTHING
             elif excluded and tuple(ids) in excluded:
                 left_out = COPY
             yield Encoded(place, ids, labels, len(whole), left_out)
@@ -128,7 +117,7 @@ def tokenized(
     Raises:
         DataError: there are none.
     """
-    writer, skipped, truncated = RowWriter(), Counter[str](), 0
+    writer, skipped, truncated = RowWriter(chosen.wanted.scratch), Counter[str](), 0
     total = len(chosen.numbers)
     with reporter.task("tokenize", total, "rows") if total > _MANY else nullcontext() as task:
         for row in chosen.encoded(excluded):
@@ -137,7 +126,7 @@ def tokenized(
             if row.left_out:
                 skipped[row.left_out] += 1
                 continue
-            truncated += row.tokens > chosen.length
+            truncated += row.tokens > len(row.ids)
             writer.add(row.ids, row.labels)
     pool = chosen.pool
     account = Account(pool.source, pool.form, total, truncated, dict(sorted(skipped.items())))
@@ -150,15 +139,7 @@ def tokenized(
     return writer.rows(account)
 
 
-def choose(
-    config: TrainingDataConfig,
-    tokenizer: Any,
-    length: int,
-    *,
-    demo: bool,
-    seed: int,
-    most: int | None = None,
-) -> tuple[Chosen, Chosen]:
+def choose(wanted: Wanted) -> tuple[Chosen, Chosen]:
     """Return what is drawn to train on and to validate on, before any of it is tokenized.
 
     Validation rows come from ``validation_source``, for the embedded texts from their own held-out
@@ -167,11 +148,11 @@ def choose(
     Raises:
         DataError: a source is not there or cannot be reached, or is in no known format.
     """
+    config, seed, samples = wanted.config, wanted.seed, wanted.samples
     source = config.source
     if source == "auto":
-        source = "demo" if demo else DEFAULT_SOURCE
-    samples = min(filter(None, (config.samples, most)), default=None)
-    reader = PoolReader(config, tokenizer, length, seed, samples)
+        source = "demo" if wanted.demo else DEFAULT_SOURCE
+    reader = PoolReader(wanted)
     pool = reader.read(source, "train")
     count = len(pool.items)
     separate = config.validation_source or ("demo" if source == "demo" else None)
@@ -189,4 +170,4 @@ def choose(
     else:
         drawn = islice(draws(count, seed), before, before + samples)
         numbers = array("q", sorted(drawn))
-    return Chosen(pool, numbers, length), Chosen(held_out, sorted(chosen), length)
+    return Chosen(pool, numbers, wanted), Chosen(held_out, sorted(chosen), wanted)

@@ -28,7 +28,7 @@ from spp_cli.data.token_rows import Account, RowWriter
 from spp_cli.data.tokens import encode_documents
 from spp_cli.errors import DataError
 
-__all__ = ["SECTION", "Encode", "Item", "Pool", "PoolReader", "draws", "pack"]
+__all__ = ["SECTION", "Encode", "Item", "Pool", "PoolReader", "Wanted", "draws", "pack"]
 
 SECTION = "finetune.data"
 Purpose = Literal["train", "validation"]
@@ -50,17 +50,37 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class PoolReader:
-    """Reads any source in the format that the configuration names, or that its rows show.
+class Wanted:
+    """Everything that decides training rows: the settings, the tokenizer, length and seed.
 
-    ``samples`` is how many will be drawn at most, None for all.
+    ``demo`` says that the model is the embedded one; ``most`` is how many rows training can use,
+    None for all. ``scratch`` is the folder of unnamed files, by default the system's temporary one.
     """
 
     config: TrainingDataConfig
     tokenizer: Any
     length: int
     seed: int
-    samples: int | None
+    demo: bool
+    most: int | None = None
+    scratch: Path | None = None
+
+    @property
+    def samples(self) -> int | None:
+        """How many rows are drawn at most; None: all."""
+        return min(filter(None, (self.config.samples, self.most)), default=None)
+
+
+@dataclass(frozen=True)
+class PoolReader:
+    """Reads any source in the format that the configuration names, or that its rows show."""
+
+    wanted: Wanted
+
+    @property
+    def config(self) -> TrainingDataConfig:
+        """The settings."""
+        return self.wanted.config
 
     def read(self, source: str, use: Purpose) -> Pool:
         """Return what is to be drawn from a source.
@@ -85,28 +105,28 @@ class PoolReader:
         is_on_hub = path is None or is_in_hub_layout(text, path)
         if self.config.streaming and is_on_hub:
             return self._read_stream(text, path, use)
-        table = table_of(text, path, use, with_texts=False)
+        table = table_of(text, path, use, with_texts=False, scratch=self.wanted.scratch)
         form = self._form(text, table[0] if table else None)
         if form == "text":
             return self._blocks(self._documents(text, path, use), source, use)
         return Pool(table, self._encoder(form), source, form)
 
     def _read_stream(self, text: TextConfig, path: Path | None, use: Purpose) -> Pool:
-        if self.samples is None:
+        if self.wanted.samples is None:
             raise DataError(
                 f"{SECTION}.streaming reads no more of a data set than is asked for. "
                 f"Set {SECTION}.samples or finetune.max_steps"
             )
-        wanted = hub_set(text, use)
-        remedy = how_to_supply(wanted.name, SECTION)
-        stream = hub_stream(wanted, folder=path, remedy=remedy, seed=self.seed)
+        split = hub_set(text, use)
+        remedy = how_to_supply(split.name, SECTION)
+        stream = hub_stream(split, folder=path, remedy=remedy, seed=self.wanted.seed)
         first = next(stream, None)
         form = self._form(text, first)
         rows = chain([first] if first else [], stream)
         if form == "text":
             return self._blocks(self._texts(rows), text.source, use)
         held_out = self.config.validation_samples
-        most = held_out if use == "validation" else self.samples + held_out
+        most = held_out if use == "validation" else self.wanted.samples + held_out
         return Pool(list(islice(rows, most)), self._encoder(form), text.source, form)
 
     def _form(self, text: TextConfig, first: Row | None) -> Format:
@@ -127,12 +147,12 @@ class PoolReader:
         )
 
     def _encoder(self, form: RowFormat) -> Encode:
-        on_prompt = self.config.train_on_prompt
+        tokenizer, on_prompt = self.wanted.tokenizer, self.config.train_on_prompt
 
         def encode(rows: Sequence[Row]) -> list[Item]:
-            examples = [example_of(row, form, self.tokenizer, SECTION) for row in rows]
+            examples = [example_of(row, form, tokenizer, SECTION) for row in rows]
             useful = list(filter(None, examples))
-            encoded = iter(encode_examples(useful, self.tokenizer, train_on_prompt=on_prompt))
+            encoded = iter(encode_examples(useful, tokenizer, train_on_prompt=on_prompt))
             found = (next(encoded) if example else ([], []) for example in examples)
             return [(row.place, *pair) for row, pair in zip(rows, found, strict=True)]
 
@@ -142,22 +162,22 @@ class PoolReader:
         """Return the documents of a source in random order."""
         if text.source in NAMED:
             documents = load_texts(text, use, demo=False).documents
-            return iter(random.Random(self.seed).sample(documents, len(documents)))
-        table = table_of(text, path, use, with_texts=True)
-        return self._texts(table[number] for number in draws(len(table), self.seed))
+            return iter(random.Random(self.wanted.seed).sample(documents, len(documents)))
+        table = table_of(text, path, use, with_texts=True, scratch=self.wanted.scratch)
+        return self._texts(table[number] for number in draws(len(table), self.wanted.seed))
 
     def _texts(self, rows: Iterable[Row]) -> Iterator[str]:
         texts = (string_of(row, self.config.field, f"Set {SECTION}.field") for row in rows)
         return (text for text in texts if text.strip())
 
     def _blocks(self, documents: Iterable[str], source: str, use: Purpose) -> Pool:
-        held_out = self.config.validation_samples
-        wanted = held_out if use == "validation" else self.samples and self.samples + held_out
-        writer = RowWriter()
+        samples, held_out = self.wanted.samples, self.config.validation_samples
+        count = held_out if use == "validation" else samples and samples + held_out
         # Four times what is wanted is enough to draw from, and may be far less than all the text.
-        for block in pack(
-            encode_documents(self.tokenizer, documents), self.length, wanted and 4 * wanted
-        ):
+        most = count and 4 * count
+        writer = RowWriter(self.wanted.scratch)
+        tokens = encode_documents(self.wanted.tokenizer, documents)
+        for block in pack(tokens, self.wanted.length, most):
             writer.add(block, block)
         if not len(writer):
             raise DataError(f"{SECTION}.source: {source} holds no text. Name one that does")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from spp_cli.config import TrainingDataConfig
 from spp_cli.data.instructions import training_rows
+from spp_cli.data.pools import Wanted
 from spp_cli.data.sources import source_digest
 from spp_cli.data.token_rows import Account, Rows, digest_of
 from spp_cli.data.token_store import DAMAGE, remove_unfinished
@@ -29,37 +28,27 @@ _ELSEWHERE_OR_NOWHERE = {"source", "validation_source", "sequence_length", "samp
 
 @dataclass(frozen=True)
 class AskedRows:
-    """Everything that decides training rows: the settings, the tokenizer, length and seed.
+    """What is wanted, and a SHA-256 in hex over the tokenizer's files."""
 
-    ``tokenizer_digest`` is a SHA-256 in hex over the tokenizer's files; ``demo`` says that the
-    model is the embedded one; ``most`` is how many rows training can use, None for all.
-    """
-
-    config: TrainingDataConfig
-    tokenizer: Any
+    wanted: Wanted
     tokenizer_digest: str
-    length: int
-    seed: int
-    demo: bool
-    most: int | None = None
 
     def key(self, digest_cache: Path | None) -> str:
         """Return a SHA-256 in hex that is the same for what asks for the same rows.
 
         A local source goes by its name and content, one on the hub by its name alone.
         """
-        config = self.config
+        wanted, config = self.wanted, self.wanted.config
         parts = {"train": config.source, "validation": config.validation_source}
         sources = [
-            [name, source_digest(name, part, demo=self.demo, cache=digest_cache)]  # type: ignore[arg-type]
+            [name, source_digest(name, part, demo=wanted.demo, cache=digest_cache)]  # type: ignore[arg-type]
             for part, name in parts.items()
             if name
         ]
         settings = config.model_dump(mode="json", exclude=_ELSEWHERE_OR_NOWHERE)
-        samples = min(filter(None, (config.samples, self.most)), default=None)
-        tokenizer = [type(self.tokenizer).__name__, self.tokenizer_digest]
-        counts = [samples, self.length, self.seed]
-        return sha256(canonical_json([_FORMAT, sources, self.demo, settings, tokenizer, counts]))
+        tokenizer = [type(wanted.tokenizer).__name__, self.tokenizer_digest]
+        counts = [wanted.samples, wanted.length, wanted.seed]
+        return sha256(canonical_json([_FORMAT, sources, wanted.demo, settings, tokenizer, counts]))
 
 
 @dataclass(frozen=True)
@@ -95,15 +84,11 @@ class RowStore:
         path = self.folder and self.folder / f"{asked.key(self.digest_cache)[:32]}.safetensors"
         if path is not None and (found := _read(path, reporter)):
             return KeptRows(*found, path, is_new=False)
-        made = training_rows(
-            asked.config,
-            asked.tokenizer,
-            asked.length,
-            demo=asked.demo,
-            seed=asked.seed,
-            most=asked.most,
-            reporter=reporter,
-        )
+        if self.folder is None:
+            return KeptRows(*training_rows(asked.wanted, reporter), None, is_new=True)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            made = training_rows(replace(asked.wanted, scratch=self.folder), reporter)
         if path is not None:
             _write(path, made)
         return KeptRows(*made, path, is_new=True)

@@ -1,7 +1,7 @@
 """The rows of files by number, each read when it is asked for: no source is in memory as a whole.
 
 A gzipped file has no place to jump to, and Parquet is read in large pieces: what either holds waits
-in an unnamed file of the system's temporary folder, which goes with the process, killed or not.
+in an unnamed file, which goes with the process, killed or not.
 """
 
 from __future__ import annotations
@@ -58,16 +58,18 @@ class Table(Sequence[Row]):
         return self._read(range(self._count)[index])
 
 
-def rows_by_number(path: Path) -> Sequence[Row]:
+def rows_by_number(path: Path, scratch: Path | None = None) -> Sequence[Row]:
     """Return the rows that ``read_rows`` yields of a JSON, JSON lines or Parquet file.
+
+    ``scratch`` is the folder of an unnamed file, by default the system's temporary one.
 
     Raises:
         DataError: it cannot be read; a line that is no JSON is found when it is asked for.
     """
     if is_parquet(path):
-        return _parquet_table(path)
+        return _parquet_table(path, scratch)
     # One JSON value can only be parsed as a whole.
-    return list(read_rows(path)) if is_one_value(path) else _line_table(path)
+    return list(read_rows(path)) if is_one_value(path) else _line_table(path, scratch)
 
 
 def texts_by_number(files: Sequence[Path], field: str) -> Sequence[Row]:
@@ -90,8 +92,8 @@ def joined(tables: Sequence[Sequence[Row]]) -> Sequence[Row]:
     return tables[0] if len(tables) == 1 else Table(ends[-1] if ends else 0, read)
 
 
-def _line_table(path: Path) -> Table:
-    stream = _seekable(path)
+def _line_table(path: Path, scratch: Path | None) -> Table:
+    stream = _seekable(path, scratch)
     begins, numbers = _lines(stream)
 
     def read(number: int) -> Row:
@@ -103,11 +105,11 @@ def _line_table(path: Path) -> Table:
     return Table(len(begins), read)
 
 
-def _seekable(path: Path) -> BinaryIO:
+def _seekable(path: Path, scratch: Path | None) -> BinaryIO:
     with readable(path):
         if path.suffix.lower() != ".gz":
             return path.open("rb")
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as rows are asked for
+        unpacked = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as rows are asked for
         with open_bytes(path) as stream:
             shutil.copyfileobj(stream, unpacked, 1 << 16)
         unpacked.seek(0)
@@ -126,9 +128,9 @@ def _lines(stream: BinaryIO) -> tuple[array[int], array[int]]:
     return begins, numbers
 
 
-def _parquet_table(path: Path) -> Table:
+def _parquet_table(path: Path, scratch: Path | None) -> Table:
     with readable(path), pyarrow.parquet.ParquetFile(path) as file:
-        with tempfile.TemporaryFile() as unpacked:
+        with tempfile.TemporaryFile(dir=scratch) as unpacked:
             with pyarrow.ipc.new_file(unpacked, file.schema_arrow) as writer:
                 for batch in file.iter_batches():
                     writer.write_batch(batch)

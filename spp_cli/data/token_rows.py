@@ -7,6 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -84,10 +85,13 @@ class Rows:
 
 
 class RowWriter:
-    """Takes rows one by one into unnamed files, which go with the process, killed or not."""
+    """Takes rows one by one into unnamed files, which go with the process, killed or not.
 
-    def __init__(self) -> None:
-        self._tokens, self._trained = _unnamed(), _unnamed()
+    They lie in the folder ``scratch``, by default the system's temporary one.
+    """
+
+    def __init__(self, scratch: Path | None = None) -> None:
+        self._tokens, self._trained = _unnamed(scratch), _unnamed(scratch)
         self._starts = array("q", [0])
 
     def __len__(self) -> int:
@@ -107,8 +111,8 @@ class RowWriter:
         return Rows(tokens, trained, starts, account, digest_of(tokens, trained, starts))
 
 
-def _unnamed() -> BinaryIO:
-    return tempfile.TemporaryFile()
+def _unnamed(folder: Path | None) -> BinaryIO:
+    return tempfile.TemporaryFile(dir=folder)
 
 
 def _mapped(file: BinaryIO, dtype: Any, size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from spp_cli import processes
 from spp_cli.config import SppConfig
 from spp_cli.data.instructions import choose, copies_of, enough, tokenized
 from spp_cli.data.packing import PackedRows
+from spp_cli.data.pools import Wanted
 from spp_cli.data.preview import preview
 from spp_cli.data.row_store import AskedRows, KeptRows
 from spp_cli.data.token_rows import Rows
@@ -64,9 +65,9 @@ def training_data(
     for rows in (kept.train, kept.validation):
         check_vocabulary(int(rows.tokens.max()), model.config)
     train: Rows | PackedRows = kept.train
-    if asked.config.packing and kept.train.account.form != "text":
+    if config.finetune.data.packing and kept.train.account.form != "text":
         check_packing(model)
-        train = PackedRows(kept.train, asked.length)
+        train = PackedRows(kept.train, asked.wanted.length)
     reporter.say(f"data: {_summary(kept, train)}")
     return TrainingData(train, kept.validation)
 
@@ -84,24 +85,21 @@ def preview_rows(
     read_config(folder)
     model_config = load_config(folder, trust_remote_code=config.model.trust_remote_code)
     asked = _asked(config, sources, folder, model_config)
-    settings = asked.config
-    train, validation = choose(
-        settings, asked.tokenizer, asked.length, demo=asked.demo, seed=asked.seed, most=asked.most
-    )
+    train, validation = choose(asked.wanted)
     held_out = copies_of(tokenized(validation, "validate on", (), reporter))
     examples, left_out = [], Counter[str]()
     for row in train.encoded(held_out):
         if row.left_out:
             left_out[row.left_out] += 1
         else:
-            examples.append(preview(row, asked.tokenizer))
+            examples.append(preview(row, asked.wanted.tokenizer))
         if len(examples) == count:
             break
     return {
         "source": train.pool.source,
         "format": train.pool.form,
-        "length": asked.length,
-        "packing": settings.packing and train.pool.form != "text",
+        "length": asked.wanted.length,
+        "packing": config.finetune.data.packing and train.pool.form != "text",
         "left_out": dict(left_out),
         "rows": examples,
     }
@@ -112,15 +110,16 @@ def _asked(config: SppConfig, sources: Sources, folder: Path, model_config: Any)
     length = resolve_length(
         settings.data.sequence_length, model_config, setting="finetune.data.sequence_length"
     )
-    return AskedRows(
+    wanted = Wanted(
         settings.data,
         load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code),
-        folder_digest(folder, tokenizer_files(folder), sources.rows.digest_cache),
         length,
         config.seed,
         sources.demo,
         _most(config, length),
     )
+    files = tokenizer_files(folder)
+    return AskedRows(wanted, folder_digest(folder, files, sources.rows.digest_cache))
 
 
 def _most(config: SppConfig, length: int) -> int | None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from spp_cli.config import TrainingDataConfig
 from spp_cli.data.instructions import enough, training_rows
-from spp_cli.data.pools import draws, pack
+from spp_cli.data.pools import Wanted, draws, pack
 from spp_cli.data.token_rows import Rows
 from spp_cli.errors import DataError
+from spp_cli.progress import Silent
 
 COPY = "copies of validation rows"
 ROWS = [{"instruction": f"Say {n}", "input": "", "output": f"It is {n}."} for n in range(40)]
@@ -33,7 +34,7 @@ def load(
     tokenizer: Any, source: str | Path, length: int = 256, seed: int = 0, **settings: Any
 ) -> tuple[Rows, Rows]:
     config = TrainingDataConfig.model_validate({"source": str(source), **settings})
-    return training_rows(config, tokenizer, length, demo=False, seed=seed)
+    return training_rows(Wanted(config, tokenizer, length, seed, demo=False), Silent())
 
 
 def ids_of(rows: Rows) -> list[list[int]]:
@@ -67,7 +68,7 @@ def test_packing_keeps_every_token_once_and_in_order(
 
 def test_the_embedded_model_validates_on_modules_it_never_saw(tokenizer: Any) -> None:
     config = TrainingDataConfig(samples=3, validation_samples=2)
-    train, validation = training_rows(config, tokenizer, 64, demo=True, seed=0)
+    train, validation = training_rows(Wanted(config, tokenizer, 64, 0, demo=True), Silent())
     assert (len(train), len(validation)) == (3, 2)
     assert train.account.source == validation.account.source == "demo"
     assert labels_of(train) == ids_of(train)
@@ -169,10 +170,10 @@ def test_rows_beyond_what_training_can_use_are_not_looked_at(
     held_out = write(tmp_path / "b.jsonl", ROWS[20:])
     config = TrainingDataConfig(source=str(path), validation_source=str(held_out))
     with pytest.raises(DataError, match="no key 'instruction'"):
-        training_rows(config, tokenizer, 128, demo=False, seed=0, most=400)
+        training_rows(Wanted(config, tokenizer, 128, 0, demo=False, most=400), Silent())
     first = next(draws(4040, 139))
     assert first < 40  # of this seed the first row is a good one
-    train, _ = training_rows(config, tokenizer, 128, demo=False, seed=139, most=1)
+    train, _ = training_rows(Wanted(config, tokenizer, 128, 139, demo=False, most=1), Silent())
     assert train.account.read == 1
 
 

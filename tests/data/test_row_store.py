@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from spp_cli.config import TrainingDataConfig
 from spp_cli.data import row_store
+from spp_cli.data.pools import Wanted
 from spp_cli.data.row_store import AskedRows, KeptRows, RowStore
 from spp_cli.data.token_rows import Account, RowWriter
 from spp_cli.errors import DataError
@@ -46,7 +47,7 @@ def asked(tokenizer: Any, digest: str = "t", **changes: Any) -> AskedRows:
     counts = {"length": 64, "seed": 0, "demo": False, "most": None}
     given = {name: changes.pop(name, value) for name, value in counts.items()}
     config = TrainingDataConfig.model_validate({"source": "rows.jsonl", **changes})
-    return AskedRows(config, tokenizer, digest, **given)
+    return AskedRows(Wanted(config, tokenizer, **given), digest)
 
 
 def as_lists(kept: KeptRows) -> list[Any]:
@@ -155,8 +156,6 @@ def test_a_kill_at_any_moment_leaves_whole_files_or_none(
     here: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not outlive a fork
-    monkeypatch.setattr(tempfile, "tempdir", str(here / "temporary"))
-    (here / "temporary").mkdir()
     (here / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS * 20))
     expected = RowStore().rows(asked(tokenizer), Silent())
     store, moments = RowStore(here / "store"), random.Random(0)
@@ -170,8 +169,9 @@ def test_a_kill_at_any_moment_leaves_whole_files_or_none(
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         killed += os.WIFSIGNALED(status)
-        assert list((here / "temporary").iterdir()) == []
         talk = Silent()
+        left = [path.name for path in (here / "store").glob("*")]
+        assert all(re.fullmatch(r"\w+\.safetensors|\..+\.writing", name) for name in left)
         found = list((here / "store").glob("[!.]*"))
         if found:
             assert as_lists(store.rows(asked(nothing_like(tokenizer)), talk)) == as_lists(expected)

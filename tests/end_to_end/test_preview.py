@@ -14,7 +14,9 @@ from end_to_end.mistakes.place import contents, typed
 
 from spp_cli.config import TrainingDataConfig
 from spp_cli.data.instructions import training_rows
+from spp_cli.data.pools import Wanted
 from spp_cli.models.loading import load_tokenizer
+from spp_cli.progress import Silent
 
 ROWS = [{"instruction": f"Add {number}.", "output": f"x + {number}"} for number in range(30)]
 PREVIEW = "spp finetune --data rows.jsonl --no-train-on-prompt --sequence-length 64 --preview"
@@ -57,7 +59,7 @@ def test_rows_are_shown_as_the_model_sees_them_and_nothing_is_written() -> None:
 def test_what_is_shown_is_what_is_trained_on_first() -> None:
     tokenizer = load_tokenizer(Path("workspace/r/prune"))
     config = TrainingDataConfig(source="rows.jsonl", train_on_prompt=False)
-    train, _ = training_rows(config, tokenizer, 64, demo=True, seed=0)
+    train, _ = training_rows(Wanted(config, tokenizer, 64, seed=0, demo=True), Silent())
     shown = json.loads(typed(f"{PREVIEW} 99 --json").stdout)["rows"]
     assert [row["length"] for row in shown] == train.lengths.tolist()
     assert [row["trained"] for row in shown] == [
