@@ -144,6 +144,8 @@ _FINETUNE = (
     Flag("Data", "finetune.data.sequence_length"),
     Flag("Data", "finetune.data.samples"),
     Flag("Data", "finetune.data.train_on_prompt"),
+    Flag("Data", "finetune.data.packing"),
+    Flag("Data", "finetune.data.streaming"),
     Flag("Data", "finetune.data.validation_source", "--validation"),
     Flag("Training", "finetune.learning_rate"),
     Flag("Training", "finetune.schedule"),

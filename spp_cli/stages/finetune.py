@@ -10,20 +10,14 @@ from transformers import set_seed
 
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.config import SppConfig
-from spp_cli.data.instructions import Rows, training_rows
-from spp_cli.data.tokens import check_vocabulary, resolve_length
 from spp_cli.evaluation.perplexity import exp_nats
-from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
-from spp_cli.training.trainer import (
-    AdapterTrainer,
-    TokenRows,
-    newest_checkpoint,
-    training_arguments,
-)
+from spp_cli.stages.training_data import training_data
+from spp_cli.training.trainer import AdapterTrainer, newest_checkpoint, training_arguments
 
 __all__ = ["run"]
 
@@ -48,18 +42,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
     total += trainable
 
-    tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
-    length = resolve_length(
-        settings.data.sequence_length,
-        sparse.model.config,
-        setting="finetune.data.sequence_length",
-    )
-    train, validation = training_rows(
-        settings.data, tokenizer, length, demo=sources.demo, seed=config.seed
-    )
-    largest = max(max(ids) for rows in (train, validation) for ids in rows.input_ids)
-    check_vocabulary(largest, sparse.model.config)
-    reporter.say(f"data: {_describe(train)}; {len(validation.input_ids)} rows to validate on")
+    data = training_data(config, sources, sparse.model, reporter)
     reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
 
     description = {
@@ -75,10 +58,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     trainer = AdapterTrainer(
         model=sparse.model,
         args=training_arguments(
-            settings, checkpoints, rows=len(train.input_ids), seed=config.seed, device=device
+            settings, checkpoints, rows=len(data.train), seed=config.seed, device=device
         ),
-        train_dataset=TokenRows(train.input_ids, train.labels),
-        eval_dataset=TokenRows(validation.input_ids, validation.labels),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         description=description,
         reporter=reporter,
         log=target / "log.jsonl",
@@ -105,8 +88,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "trainable_parameters": trainable,
             "total_parameters": total,
             "linears": len(names),
-            "train": _figures(train),
-            "validation": _figures(validation),
+            **data.described(),
         },
         sparse.masks.digest,
     )
@@ -121,21 +103,3 @@ def _recompute_activations(model: Any) -> None:
     # transformers renamed it; the Trainer's own setting warns of that on every run.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
-
-
-def _figures(rows: Rows) -> dict[str, Any]:
-    return {
-        "source": rows.source,
-        "rows": len(rows.input_ids),
-        "tokens": sum(map(len, rows.input_ids)),
-        "truncated": rows.truncated,
-        "skipped": rows.skipped,
-        "digest": rows.digest,
-    }
-
-
-def _describe(rows: Rows) -> str:
-    text = f"{len(rows.input_ids):,} rows of {rows.source}"
-    if rows.truncated or rows.skipped:
-        text += f" ({rows.truncated:,} truncated, {rows.skipped:,} skipped)"
-    return text
