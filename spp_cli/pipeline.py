@@ -23,6 +23,7 @@ from spp_cli.workspace import Run, Workspace
 __all__ = [
     "StageOutcome",
     "calibrate",
+    "find_lr",
     "peak_memory",
     "preview",
     "run_stages",
@@ -140,6 +141,24 @@ def preview(config: SppConfig, reporter: Reporter, *, run: str | None, count: in
     folder = workspace.run(run or config.run_name()).require("prune", for_stage="finetune")
     sources = Sources(model, demo, **_stores(workspace))
     return training_data.preview_rows(config, sources, folder, reporter, count=count)
+
+
+def find_lr(config: SppConfig, reporter: Reporter, *, run: str | None) -> dict[str, Any]:
+    """Return which learning rate suits the finetune of a run, as found by short ones.
+
+    Raises:
+        SppError: whatever hinders them.
+    """
+    workspace = Workspace(config.workspace)
+    handle = workspace.run(run or config.run_name())
+    from spp_cli.stages import search
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, "finetune")
+    folders = {"prune": handle.require("prune", for_stage="finetune")}
+    sources = Sources(model, demo, folders, **_stores(workspace))
+    with handle.lock("finetune"):
+        return search.search(config, sources, handle.folder, reporter)
 
 
 def _stores(workspace: Workspace) -> dict[str, Any]:
