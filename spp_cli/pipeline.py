@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +14,12 @@ from spp_cli import processes
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError, ModelError, SppError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
+from spp_cli.memory import peak_memory
 from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "calibrate", "peak_memory", "run_stages", "stage_settings"]
+__all__ = ["StageOutcome", "calibrate", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -235,18 +234,3 @@ def _inputs(
     if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
         inputs[name] = digest
     return inputs
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes, GPU included if it was used."""
-    try:
-        # Unlike what getrusage says, this counts nothing of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):  # another system than Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak += torch.cuda.max_memory_allocated()
-    return peak
