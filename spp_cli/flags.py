@@ -157,6 +157,7 @@ _FINETUNE = (
     Flag("Training", "finetune.gradient_checkpointing"),
     Flag("Training", "finetune.evaluate_every"),
     Flag("Training", "finetune.checkpoint_every"),
+    Flag("Training", "finetune.report_to"),
 )
 _MERGE = (Flag("Check", "merge.check_sequences"), Flag("Check", "merge.check_length"))
 _EVAL = (

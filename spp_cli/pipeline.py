@@ -27,7 +27,7 @@ MODULES = {
     "merge": "spp_cli.stages.merge",
     "eval": "spp_cli.stages.evaluate",
 }
-_TOGETHER = ("prune",)  # what several processes do together
+_TOGETHER = ("prune", "finetune")  # what several processes do together
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prune": (),
     "finetune": ("prune",),
@@ -67,6 +67,7 @@ def run_stages(
     if not processes.is_main():
         for stage in stages:
             _help_with(stage, config, workspace)
+        processes.disconnect()
         return []
     outcomes = []
     for stage in stages:
@@ -90,17 +91,17 @@ def _meet(stages: Sequence[str], config: SppConfig) -> None:
 
 def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
     """Do the part in ``stage`` of a process that is not the main one."""
-    partial = processes.follow()
-    if partial is None:
+    told = processes.follow()
+    if told is None:
         return
+    partial, folders = told
     from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
     store = TokenStore(workspace.calibration, workspace.digest_cache)
     module = importlib.import_module(MODULES[stage])
-    module.run(config, Sources(model, demo, store=store), partial, Silent())
-    processes.disconnect()
+    module.run(config, Sources(model, demo, folders, store=store), partial, Silent())
 
 
 def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _run_stage(
     run: Run,
     reporter: Reporter,
     force: bool,
-    tell: Callable[[Path], None],
+    tell: Callable[[Any], None],
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
@@ -159,7 +160,7 @@ def _run_stage(
             assert manifest is not None
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
-        tell(partial)
+        tell((partial, folders))
         cache = workspace.root / ".cache" / "evaluations"
         store = TokenStore(workspace.calibration, workspace.digest_cache)
         sources = Sources(model, demo, folders, digests, cache, store)
@@ -211,7 +212,8 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
     """Return the settings that decide the stage's result. Where it runs is none of them."""
     everything = config.model_dump(mode="json")
     settings = {**everything[stage]}
-    settings.pop("offload", None)
+    for key in ("offload", "report_to", "check_mask_every"):
+        settings.pop(key, None)
     if stage == "prune" and settings["allocation"]["name"] == "globs":
         # The first glob that matches counts: here the order of keys decides, and must be seen.
         settings["allocation"] = [list(item) for item in settings["allocation"].items()]
