@@ -6,30 +6,67 @@ zeros stay zero; only the adapter trains.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from spp_cli.adapters.frozen import DenseWeight, FrozenWeight
 from spp_cli.config import Section
 
 __all__ = ["AdaptedLinear", "AdapterMethod"]
 
 
 class AdaptedLinear(nn.Linear):
-    """A frozen linear with an adapter. Subclasses add parameters and say what weight they make.
+    """A frozen linear with an adapter: Y = X Eᵀ + bias, where E is made of W and what trains.
 
-    The weight is held as (out_features, in_features), whatever the module before it did.
+    A subclass adds its parameters, and says what E they make and what their gradients are. Both are
+    functions of their arguments alone, so that nothing but the input is kept for the backward.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    keeps_zeros: ClassVar[bool] = True  # if not, a merge has to apply the mask again
+
+    def __init__(self, base: FrozenWeight, bias: Tensor | None) -> None:
         nn.Module.__init__(self)  # the linear's own would draw a weight that is not needed
-        self.out_features, self.in_features = weight.shape
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.out_features, self.in_features = base.shape
+        self.base = base
         frozen_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.register_parameter("bias", frozen_bias)
 
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The frozen weight (out_features, in_features), whatever the module before held."""
+        return self.base.weight()
+
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return what trains, by its name in the saved adapter."""
-        frozen = ("weight", "bias")
-        return {name: value for name, value in self.named_parameters() if name not in frozen}
+        own = self.named_parameters(recurse=False)
+        return {name: parameter for name, parameter in own if name != "bias"}
+
+    def effective(self, W: Tensor, *parameters: Tensor) -> Tensor:
+        """Return E (out_features, in_features) in the type of the parameters, in new memory.
+
+        W is the frozen weight, in any floating-point type; it is not to be changed.
+        """
+        raise NotImplementedError
+
+    def gradients(self, G: Tensor, W: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the parameters from G = dL/dE, which may be overwritten."""
+        raise NotImplementedError
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return X Eᵀ + bias for hidden_states X (..., in_features)."""
+        device = hidden_states.device.type
+        if torch.is_autocast_enabled(device):
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
+        output = self.product(hidden_states)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def product(self, X: Tensor) -> Tensor:
+        """Return X Eᵀ."""
+        result: Tensor = _Product.apply(X, self, *self.adapter_parameters().values())
+        return result
 
     def effective_weight(self, weight: Tensor | None = None) -> Tensor:
         """Return the float32 weight (out_features, in_features) that the layer computes with.
@@ -37,14 +74,55 @@ class AdaptedLinear(nn.Linear):
         ``weight`` takes the place of the layer's own, so that a merge can start from the stored
         one whatever type training computed in.
         """
-        raise NotImplementedError
+        parameters = list(self.adapter_parameters().values())
+        W = self.weight if weight is None else weight.to(parameters[0].device)
+        with torch.no_grad():
+            return self.effective(W.float(), *parameters)
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Compute from now on with ``weight`` as it is, the adapter adding nothing."""
+        frozen = self.base.weight()
+        self.base = DenseWeight(weight.to(frozen.device, frozen.dtype))
+        for parameter in self.adapter_parameters().values():
+            parameter.data.zero_()
 
 
 class AdapterMethod(Section):
     """Base of all adapters: one frozen model whose fields are its YAML keys."""
 
+    reads_mask: ClassVar[bool] = False  # whether its layers ask for more than the weight tells
+
     name: str
 
-    def wrap(self, weight: Tensor, bias: Tensor | None) -> AdaptedLinear:
-        """Return an adapted layer that starts as the linear of ``weight`` (out, in)."""
+    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> AdaptedLinear:
+        """Return an adapted layer that starts as the linear of ``base``."""
         raise NotImplementedError
+
+
+class _Product(torch.autograd.Function):
+    """Y = X Eᵀ in three matrix products, with only X saved beside the parameters.
+
+    Autograd on the plain formula would keep E and its factors for each layer. Here E is rebuilt:
+    dX = dY E, and the parameters' gradients come from G = dYᵀ X.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, layer: AdaptedLinear, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(X, *parameters)
+        ctx.layer = layer
+        return linear(X, layer.effective(layer.base.weight(), *parameters).to(X.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dY,) = gradients
+        X, *parameters = ctx.saved_tensors
+        W = ctx.layer.base.weight()
+        E = dX = None
+        if ctx.needs_input_grad[0]:
+            E = ctx.layer.effective(W, *parameters).to(dY.dtype)
+            dX = dY @ E
+        if not any(ctx.needs_input_grad[2:]):
+            return dX, None, *[None] * len(parameters)
+        # G may have E's memory: a new piece of this size costs as much as reading it twice.
+        G = torch.mm(dY.flatten(0, -2).T, X.flatten(0, -2), out=E)
+        return dX, None, *ctx.layer.gradients(G.to(parameters[0].dtype), W, *parameters)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from spp_cli import processes
 from spp_cli.adapters import TABLE
 from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.adapters.frozen import DenseWeight, FrozenWeight, PackedWeight
 from spp_cli.errors import ModelError
 from spp_cli.models.decoder import Linear
 
@@ -24,16 +26,31 @@ WEIGHTS = "adapter.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def attach(model: nn.Module, linears: Iterable[Linear], method: AdapterMethod) -> int:
-    """Replace each linear by an adapted one, freeze all else; return the trainable parameters."""
+def attach(
+    model: nn.Module,
+    linears: Iterable[Linear],
+    method: AdapterMethod,
+    masks: Mapping[str, Tensor],
+    *,
+    packed: bool = False,
+) -> None:
+    """Put an adapted layer in the place of each linear, and freeze all else.
+
+    ``packed``: the pruned weight is kept without its zeros, and the linear itself loses it.
+    """
     model.requires_grad_(False)
     for linear in linears:
-        bias = linear.module.bias
-        weight = linear.weight.contiguous()
-        adapted = method.wrap(weight, None if bias is None else bias.data)  # type: ignore[arg-type]
+        weight, bias = linear.weight.contiguous(), linear.module.bias
+        asked = packed or method.reads_mask
+        keep = masks[linear.name].to(weight.device) if asked else None
+        base: FrozenWeight = DenseWeight(weight, keep)
+        if packed:
+            assert keep is not None
+            base = PackedWeight(weight, keep)
+            linear.parameter.data = torch.empty_like(linear.parameter, device="meta")
+        adapted = method.wrap(base, None if bias is None else bias.data)  # type: ignore[arg-type]
         parent, _, child = linear.name.rpartition(".")
         setattr(model.get_submodule(parent), child, adapted)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:

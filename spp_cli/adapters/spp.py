@@ -7,14 +7,14 @@ i: zeros of W stay zero whatever A and B are.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.adapters.frozen import FrozenWeight
 
 __all__ = ["SPP", "SPPLinear"]
 
@@ -26,8 +26,8 @@ class SPP(AdapterMethod):
     r: int = Field(16, ge=1, description="Row groups that each have a row of A of their own")
     scale: float = Field(2.0, gt=0, description="Factor of the product of A and B")
 
-    def wrap(self, weight: Tensor, bias: Tensor | None) -> SPPLinear:
-        return SPPLinear(weight, bias, self.r, self.scale)
+    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> SPPLinear:
+        return SPPLinear(base, bias, self.r, self.scale)
 
 
 class SPPLinear(AdaptedLinear):
@@ -37,77 +37,43 @@ class SPPLinear(AdaptedLinear):
     Both are float32 whatever the base is.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, r: int, scale: float) -> None:
-        super().__init__(weight, bias)
-        out_features, in_features = weight.shape
+    def __init__(self, base: FrozenWeight, bias: Tensor | None, r: int, scale: float) -> None:
+        super().__init__(base, bias)
         self.scale = scale
-        groups = min(r, out_features)
-        self.A = nn.Parameter(torch.empty(groups, in_features, device=weight.device))
-        self.B = nn.Parameter(torch.zeros(out_features, 1, device=weight.device))
+        device = base.weight().device
+        groups = min(r, self.out_features)
+        self.A = nn.Parameter(torch.empty(groups, self.in_features, device=device))
+        self.B = nn.Parameter(torch.zeros(self.out_features, 1, device=device))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return X Eᵀ + bias for hidden_states X (..., in_features), E the effective weight."""
-        device = hidden_states.device.type
-        if torch.is_autocast_enabled(device):
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
-        output: Tensor = _Product.apply(hidden_states, self.weight, self.A, self.B, self.scale)
-        return output if self.bias is None else output + self.bias.to(output.dtype)
+    def effective(self, W: Tensor, A: Tensor, B: Tensor) -> Tensor:  # type: ignore[override]
+        """Return E = W ⊙ (1 + scale · A_ρ ⊙ B)."""
+        rows, groups = len(W), len(A)
+        if rows % groups == 0:  # the rows of a group share their row of A by broadcasting
+            factor = A[:, None] * (self.scale * B).view(groups, -1, 1)
+            return factor.add_(1).mul_(W.view(factor.shape)).view(W.shape)
+        return (A[self._row_groups(A)] * (self.scale * B)).add_(1).mul_(W)
 
-    def effective_weight(self, weight: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            W = self.weight if weight is None else weight.to(self.A.device)
-            return _effective(W.float(), self.A, self.B, self.scale)
+    def gradients(  # type: ignore[override]
+        self, G: Tensor, W: Tensor, A: Tensor, B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return dA_gj = scale · Σ_{i in group g} B_i P_ij and dB_i = scale · Σ_j A_ρ(i),j P_ij.
 
+        P = G ⊙ W.
+        """
+        P = G.mul_(W)
+        rows, groups = len(P), len(A)
+        if rows % groups == 0:
+            grouped = P.view(groups, rows // groups, -1)
+            dA = torch.bmm(B.view(groups, 1, -1), grouped).squeeze(1)
+            # A's row on the left: with its column on the right bmm takes eight times as long.
+            dB = torch.bmm(A[:, None], grouped.transpose(1, 2)).view(B.shape)
+        else:
+            rho = self._row_groups(A)
+            dA = torch.zeros_like(A).index_add_(0, rho, P * B)
+            dB = P.mul_(A[rho]).sum(dim=1, keepdim=True)
+        return dA.mul_(self.scale), dB.mul_(self.scale)
 
-def _effective(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """Return E = W ⊙ (1 + scale · A_ρ ⊙ B), (out_features, in_features), in the type of A."""
-    rows, groups = len(W), len(A)
-    if rows % groups == 0:  # the rows of a group share their row of A by broadcasting
-        factor = A[:, None] * (scale * B).view(groups, -1, 1)
-        return factor.add_(1).mul_(W.view(factor.shape)).view(W.shape)
-    return (A[_row_groups(rows, groups, A.device)] * (scale * B)).add_(1).mul_(W)
-
-
-def _gradients(P: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dA_gj = Σ_{i in group g} B_i P_ij and dB_i = Σ_j A_ρ(i),j P_ij."""
-    rows, groups = len(P), len(A)
-    if rows % groups == 0:
-        grouped = P.view(groups, rows // groups, -1)
-        dA = torch.bmm(B.view(groups, 1, -1), grouped).squeeze(1)
-        return dA, torch.bmm(grouped, A[:, :, None]).view(B.shape)
-    rho = _row_groups(rows, groups, A.device)
-    return torch.zeros_like(A).index_add_(0, rho, P * B), (P * A[rho]).sum(dim=1, keepdim=True)
-
-
-def _row_groups(rows: int, groups: int, device: torch.device) -> Tensor:
-    """Return ρ: the row group of each row, (rows,)."""
-    return torch.arange(rows, device=device) * groups // rows
-
-
-class _Product(torch.autograd.Function):
-    """Y = X Eᵀ with three matrix products in all, and only X saved beside the parameters.
-
-    Autograd on the plain formula would keep E and its factors for each layer. Here E is rebuilt:
-
-        dX = dY E,  P = scale · (dYᵀ X) ⊙ W,
-        dA_gj = Σ_{i in group g} B_i P_ij,  dB_i = Σ_j A_ρ(i),j P_ij.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, X: Tensor, W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(X, W, A, B)
-        ctx.scale = scale
-        return linear(X, _effective(W, A, B, scale).to(X.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (dY,) = gradients
-        X, W, A, B = ctx.saved_tensors
-        dX = dA = dB = None
-        if ctx.needs_input_grad[0]:
-            dX = dY @ _effective(W, A, B, ctx.scale).to(dY.dtype)
-        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            P = (dY.flatten(0, -2).T @ X.flatten(0, -2)).to(A.dtype).mul_(W).mul_(ctx.scale)
-            dA, dB = _gradients(P, A, B)
-        return dX, None, dA, dB, None
+    def _row_groups(self, A: Tensor) -> Tensor:
+        """Return ρ: the row group of each row, (out_features,)."""
+        return torch.arange(self.out_features, device=A.device) * len(A) // self.out_features

@@ -34,6 +34,11 @@ class Part:
     rows: slice | None = None  # None: all
     transposed: bool = False  # the tensor holds (in_features, out_features)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is the tensor itself, and in its own layout."""
+        return self == Part(self.name)
+
     def of(self, tensor: Tensor) -> Tensor:
         """Return a view of this part of ``tensor``: (out_features, in_features), or of a bias."""
         return self.within(tensor if self.expert is None else tensor[self.expert])

@@ -69,8 +69,11 @@ class CheckpointRewriter:
             parts.setdefault(part.name, []).append((part, tensor))
 
         def read(name: str) -> Tensor:
+            changes = parts.get(name, [])
+            if changes and changes[0][0].is_whole:
+                return changes[0][1].to(layouts[name][1])
             stored = self._source.tensor(name).to(layouts[name][1])
-            for part, tensor in parts.get(name, ()):
+            for part, tensor in changes:
                 part.of(stored).copy_(tensor)
             return stored
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,10 +12,11 @@ from transformers import PreTrainedModel
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
+from spp_cli.models.heap import return_free_memory
 from spp_cli.models.loading import empty_model, load_model
 from spp_cli.models.stored import Read, StoredTensors
 
-__all__ = ["BlockSource", "ResidentModel", "StreamedModel", "open_model"]
+__all__ = ["BlockSource", "ResidentModel", "StreamedModel", "open_model", "stored_tensors"]
 
 
 class BlockSource:
@@ -28,6 +27,10 @@ class BlockSource:
 
     def place_shell(self, device: torch.device) -> None:
         """Bring all that is not in a block, and that a forward without the head needs."""
+        raise NotImplementedError
+
+    def place_head(self, device: torch.device) -> None:
+        """Bring what comes after the shell and the blocks: the head. The shell is in place."""
         raise NotImplementedError
 
     def load(self, index: int, device: torch.device) -> nn.Module:
@@ -48,6 +51,9 @@ class ResidentModel(BlockSource):
 
     def place_shell(self, device: torch.device) -> None:
         self.decoder.place_shell(device)
+
+    def place_head(self, device: torch.device) -> None:
+        pass  # it came with the shell
 
     def load(self, index: int, device: torch.device) -> nn.Module:
         return self.decoder.blocks[index].to(device)
@@ -103,6 +109,13 @@ class StreamedModel(BlockSource):
             if id(module) not in inside:
                 self._fill(module, _join(self._base_path(), path), device)
 
+    def place_head(self, device: torch.device) -> None:
+        self.model.tie_weights()  # a tied head is the embedding, and stored nowhere
+        base = {id(module) for module in self.model.base_model.modules()}
+        for path, module in self.model.named_modules():
+            if id(module) not in base:
+                self._fill(module, path, device)
+
     def load(self, index: int, device: torch.device) -> nn.Module:
         block = self.decoder.blocks[index]
         for path, module in block.named_modules():
@@ -113,7 +126,7 @@ class StreamedModel(BlockSource):
         for module in self.decoder.blocks[index].modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 module._parameters[name] = _parameter(torch.empty_like(parameter, device="meta"))
-        _return_free_memory()
+        return_free_memory()
 
     def _base_path(self) -> str:
         same = self.model.base_model is self.model
@@ -123,6 +136,8 @@ class StreamedModel(BlockSource):
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
         for name, tensor in list(_stored(module)):
+            if isinstance(tensor, nn.Parameter) and not tensor.is_meta:
+                continue  # in place already, or tied to what is
             full = _join(path, name)
             value = self.stored.read(full, self._read)
             if value.is_floating_point() and (dtype := self._dtype_of(full)) is not None:
@@ -156,14 +171,12 @@ def open_model(
         return ResidentModel(model)
 
 
-def _return_free_memory() -> None:
-    """Give freed heap back to the system, where the C library is one that keeps it.
-
-    glibc keeps what the tensors of a block leave behind in pieces too small for those of the next:
-    without this, memory grows by about half a block with every block.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def stored_tensors(source: BlockSource, checkpoint: Checkpoint) -> StoredTensors:
+    """Return where ``checkpoint``, that ``source`` reads, holds each tensor of the model."""
+    # To map those of a large mixture takes seconds, and the streamed model did it already.
+    if isinstance(source, StreamedModel):
+        return source.stored
+    return StoredTensors(checkpoint, source.model)
 
 
 def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -115,8 +115,8 @@ class SparseGPT(PruningMethod):
                 for j in range(first.start, first.stop):
                     if (j - block.start) % together == 0:
                         chosen = slice(j, min(j + together, block.stop))
-                        scores = (columns[chosen] / pivots[chosen]).square_().split(rows, dim=1)
-                        keep[chosen] = _keep(scores, patterns)
+                        scores = (columns[chosen] / pivots[chosen]).square_()
+                        keep[chosen] = _keep(scores, rows, patterns)
                         share = (~keep[chosen]) / pivots[chosen]  # 0 for what stays
                     error = errors[j - block.start]
                     torch.mul(columns[j], share[j - chosen.start], out=error)
@@ -142,9 +142,11 @@ class SparseGPT(PruningMethod):
         return pattern.of, pattern.of * max(_NEAR // pattern.of, 1)
 
 
-def _keep(scores: Sequence[Tensor], patterns: Sequence[Pattern]) -> Tensor:
+def _keep(scores: Tensor, rows: Sequence[int], patterns: Sequence[Pattern]) -> Tensor:
     """Return the masks of some columns of each layer: (columns, out_features), side by side."""
-    pairs = zip(scores, patterns, strict=True)
+    if isinstance(patterns[0], NofM):  # it knows no layers, and so all layers have the same
+        return patterns[0].keep_of_group(scores)
+    pairs = zip(scores.split(rows, dim=1), patterns, strict=True)
     return torch.cat([pattern.keep(each.T, within="layer").T for each, pattern in pairs], dim=1)
 
 

@@ -34,8 +34,15 @@ def packed_size(shape: tuple[int, ...]) -> int:
 
 def unpack(packed: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """Return the bool tensor of ``shape`` that ``pack`` made ``packed`` from."""
-    bits = packed.unsqueeze(1).bitwise_and(_BIT_VALUES.to(packed.device)) != 0
-    return bits.flatten()[: torch.Size(shape).numel()].view(shape)
+    # Eight bools are looked up at once, as the one number that their eight bytes are.
+    eights = _eights(packed.device).index_select(0, packed.int())
+    return eights.view(torch.bool)[: math.prod(shape)].view(shape)
+
+
+def _eights(device: torch.device) -> Tensor:
+    """Return for each byte the eight bools it stands for, as one int64: (256,)."""
+    byte, bit = torch.arange(256, device=device), torch.arange(8, device=device)
+    return (byte[:, None] >> bit & 1).bool().view(torch.int64).flatten()
 
 
 def mask_digest(packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -74,6 +74,12 @@ class NofM:
         groups = scores.reshape(-1, self.of)
         return _drop_lowest(groups, self.of - self.kept).view(scores.shape)
 
+    def keep_of_group(self, scores: Tensor) -> Tensor:
+        """Return the keep mask of one group in many rows, each a column of scores: (of, rows)."""
+        if self.of <= _COMPARE_UP_TO:
+            return _above(scores, self.of - self.kept)
+        return _drop_lowest(scores.T, self.of - self.kept).T
+
     def violations(self, zeros: Tensor) -> int:
         """Return how many groups hold more than ``kept`` non-zeros; zeros: (rows, columns) bool."""
         filled = (~zeros).reshape(-1, self.of).sum(dim=1)
@@ -119,7 +125,7 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
     if not count:
         return torch.ones_like(scores, dtype=torch.bool)
     if size <= _COMPARE_UP_TO:
-        return _above(scores, count)
+        return _above(scores.T.contiguous(), count).T.contiguous()
     # Selecting the highest that goes takes a fraction of the time of sorting them all.
     if len(scores) == 1 and size >= _LONG:
         highest = _kth_of_long_row(scores, count)
@@ -145,13 +151,12 @@ def _kth_of_long_row(row: Tensor, count: int) -> Tensor:
     return row.kthvalue(count, dim=1, keepdim=True).values
 
 
-def _above(scores: Tensor, count: int) -> Tensor:
-    """Return ``_drop_lowest`` of short rows: each pair of columns is compared, nothing sorted."""
-    columns = scores.T.contiguous()
-    ranks = torch.zeros(columns.shape, dtype=torch.int16, device=scores.device)
+def _above(columns: Tensor, count: int) -> Tensor:
+    """Return ``_drop_lowest`` of short rows (size, rows): each pair is compared, nothing sorted."""
+    ranks = torch.zeros(columns.shape, dtype=torch.int16, device=columns.device)
     for right in range(1, len(columns)):
         # One comparison for all on the left of it: of equals the left one ranks lower.
         above = columns[right] >= columns[:right]
         ranks[right] += above.sum(dim=0, dtype=torch.int16)
         ranks[:right] += ~above
-    return (ranks >= count).T.contiguous()
+    return ranks >= count

@@ -92,12 +92,15 @@ def _loader(config: SppConfig, sources: Sources, stage: str) -> LoadModel:
         folder = sources.model if stage == "dense" else sources.stages[stage]
         return lambda: _plain(config, Checkpoint(folder))
     device = resolve_device(config.model.device)
-    return lambda: adapted_model(
-        sources.stages["prune"],
-        sources.stages["finetune"],
-        dtype=compute_dtype(device),
-        trust_remote_code=config.model.trust_remote_code,
-    ).model.to(device)
+    return lambda: (
+        adapted_model(
+            sources.stages["prune"],
+            sources.stages["finetune"],
+            device=device,
+            dtype=compute_dtype(device),
+            trust_remote_code=config.model.trust_remote_code,
+        ).model
+    )
 
 
 def _plain(config: SppConfig, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from spp_cli.stages.stage import Result, Sources
 from spp_cli.training.arguments import check_reports, rows_per_step, training_arguments
 from spp_cli.training.callbacks import CheckMasks
 from spp_cli.training.mask_check import MaskCheck
-from spp_cli.training.sharding import check_launch
+from spp_cli.training.sharding import check_launch, loading_device
 from spp_cli.training.trainer import AdapterTrainer, TokenRows
 
 __all__ = ["run"]
@@ -39,7 +39,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     """
     settings, trusted = config.finetune, config.model.trust_remote_code
     check_reports(settings.report_to)
-    check_launch()
     device = resolve_device(config.model.device)
     set_seed(config.seed)
     sparse = pruned_model(
@@ -47,9 +46,14 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         dtype=_dtype(settings.precision, device),
         trust_remote_code=trusted,
     )
-    names = sparse.attach(settings.adapter, settings.target_modules, settings.exclude_modules)
-    trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
+    has_experts = any(any(True for _ in routers(block)) for block in sparse.decoder.blocks)
+    check_launch(has_experts=has_experts)
+    names = sparse.choose(settings.target_modules, settings.exclude_modules)
     total = sum(p.numel() for p in sparse.model.parameters())
+    packed = settings.base_storage == "packed"
+    sparse.load(loading_device(device), settings.adapter, names, packed=packed)
+    trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
+    total += trainable
 
     tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
     length = resolve_length(
@@ -65,7 +69,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     check_vocabulary(largest, sparse.model.config)
     reporter.say(f"data: {_describe(train)}; {len(validation.input_ids)} rows to validate on")
     reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
-
     reporter.say(f"each step: {_step(settings)}")
 
     description = {
@@ -83,7 +86,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         rows=len(train.input_ids),
         seed=config.seed,
         device=device,
-        has_experts=any(any(True for _ in routers(block)) for block in sparse.decoder.blocks),
+        has_experts=has_experts,
     )
     check = MaskCheck(sparse.decoder.blocks, sparse.decoder.path, sparse.masks)
     log = target / LOG

@@ -32,10 +32,11 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     sparse = adapted_model(
         prune,
         sources.stages["finetune"],
+        device=device,
         dtype=compute_dtype(device),
         trust_remote_code=config.model.trust_remote_code,
     )
-    model = sparse.model.to(device)
+    model = sparse.model
     tokens = torch.randint(  # any text will do: two models are compared, not one judged
         model.config.vocab_size,
         (config.merge.check_sequences, config.merge.check_length),
@@ -43,22 +44,24 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     ).to(device)
     adapter_logits = float32_logits(model, tokens)
 
-    replaced, rounded_to_zero = {}, 0
+    replaced, rounded_to_zero, refused, changed = {}, 0, 0.0, 0.0
     layers = adapted_layers(model)
     with reporter.task("merge", len(layers), "linears") as progress:
         for name, layer in layers.items():
             linear = sparse.linears[name]
             stored = sparse.stored.read(f"{name}.weight")
             exact = layer.effective_weight(linear.as_stored(stored)).cpu()
-            merged = exact.to(stored.dtype)
             keep = sparse.masks[name]
+            if not layer.keeps_zeros:
+                change = exact - linear.as_stored(stored)
+                changed += change.square().sum().item()
+                refused += change.masked_fill_(keep, 0).square().sum().item()
+                exact.masked_fill_(~keep, 0)
+            merged = exact.to(stored.dtype)
             _refuse_damage(name, merged, keep)
             rounded_to_zero += int((keep & (linear.as_stored(stored) != 0) & (merged == 0)).sum())
             replaced[f"{name}.weight"] = linear.as_stored(merged).contiguous()
-            # From here on the layer computes with what is written; its adapter adds nothing.
-            layer.weight.data.copy_(merged)
-            for parameter in layer.adapter_parameters().values():
-                parameter.data.zero_()
+            layer.set_weight(merged)  # from here on it computes with what is written
             progress.advance(1, name)
     difference = (float32_logits(model, tokens) - adapter_logits).abs().max().item()
 
@@ -72,6 +75,11 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     pattern = str(recorded_pattern(prune))
     sparsity = write_sparsity_record(target, pattern, packed, sparse.masks.shapes, digest)
     reporter.say(f"largest difference of a logit, adapter against merged: {difference:.3g}")
+    if changed:
+        reporter.warn(
+            "the adapter fills pruned weights, and the mask was applied again: "
+            f"{refused / changed:.0%} of its change, by squares, is lost. Train spp to lose nothing"
+        )
     if rounded_to_zero:
         reporter.say(f"{rounded_to_zero:,} kept weights rounded to zero")
     metrics = {
@@ -80,6 +88,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         "largest_logit": adapter_logits.abs().max().item(),
         "largest_logit_difference": difference,
         "kept_weights_rounded_to_zero": rounded_to_zero,
+        "update_lost_to_the_mask": refused / changed if changed else 0.0,
     }
     return Result(metrics, digest)
 

@@ -18,10 +18,10 @@ from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
+from spp_cli.models.heap import large_pieces_apart
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
-from spp_cli.models.stored import StoredTensors
-from spp_cli.models.streaming import StreamedModel, open_model
+from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.pruning.needs import held_in_one_pass
@@ -38,6 +38,7 @@ from spp_cli.stages.stage import Result, Sources
 __all__ = ["run"]
 
 
+@large_pieces_apart()
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
     """Prune the dense model block by block and write it, with its masks, into ``target``.
 
@@ -59,10 +60,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
-    # To map the tensors of a large mixture takes seconds, and the streamed model did it already.
-    stored = (
-        model.stored if isinstance(model, StreamedModel) else StoredTensors(source, model.model)
-    )
+    stored = stored_tensors(model, source)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     tokens = None
     if settings.reads_text:

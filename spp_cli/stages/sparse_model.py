@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from spp_cli.adapters.attach import attach, load_adapter, read_adapter_config
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder, Linear, select
-from spp_cli.models.loading import load_model
 from spp_cli.models.stored import StoredTensors
+from spp_cli.models.streaming import BlockSource, open_model, stored_tensors
 from spp_cli.sparsity.masks import KeepMasks
 
 __all__ = ["SparseModel", "adapted_model", "pruned_model"]
@@ -23,31 +24,73 @@ __all__ = ["SparseModel", "adapted_model", "pruned_model"]
 
 @dataclass(frozen=True)
 class SparseModel:
-    """A pruned model in memory, where it came from, and its masked linears by name."""
+    """A pruned model, where it comes from, and its masked linears by name.
 
-    model: PreTrainedModel
+    Its weights are not in memory before ``load``.
+    """
+
+    source: BlockSource
     stored: StoredTensors
     masks: KeepMasks
-    decoder: Decoder
     linears: dict[str, Linear]
 
-    def attach(
-        self, method: AdapterMethod, include: tuple[str, ...], exclude: tuple[str, ...]
-    ) -> list[str]:
-        """Put new adapters on the chosen masked linears; return the linears' names."""
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.source.model
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.source.decoder
+
+    def choose(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
+        """Return the names of the masked linears that get an adapter."""
         keys = ("finetune.target_modules", "finetune.exclude_modules")
         chosen = select(list(self.linears.values()), include, exclude, keys)
-        attach(self.model, chosen, method)
         return [linear.name for linear in chosen]
+
+    def load(
+        self,
+        device: torch.device,
+        method: AdapterMethod | None = None,
+        names: Collection[str] = (),
+        *,
+        packed: bool = False,
+    ) -> PreTrainedModel:
+        """Bring the weights to ``device``, and adapters of ``method`` onto the linears ``names``.
+
+        With ``packed`` no more than one block is there with the zeros of those linears.
+
+        Raises:
+            ModelError: weights missing or corrupt, or a pruned weight that is not zero.
+        """
+        of_block = self.decoder.by_block(list(self.linears.values()))
+        for index, linears in enumerate(of_block):
+            self.source.load(index, device)
+            for linear in linears:
+                self._check(linear)
+            if method is not None:
+                adapted = [linear for linear in linears if linear.name in names]
+                attach(self.model, adapted, method, self.masks, packed=packed)
+        self.source.place_shell(device)
+        self.source.place_head(device)
+        return self.model.eval()
+
+    def _check(self, linear: Linear) -> None:
+        keep = self.masks[linear.name].to(linear.weight.device)
+        if filled := int(linear.weight.masked_fill(keep, 0).count_nonzero()):
+            raise ModelError(
+                f"{self.masks.path.parent}: {filled} pruned weights of {linear.name} are not zero. "
+                "The folder was changed after pruning; prune again: spp prune --force"
+            )
 
 
 def pruned_model(
     folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> SparseModel:
-    """Load the folder of ``spp prune`` or ``spp merge``, on the CPU.
+    """Open the folder of ``spp prune`` or ``spp merge``.
 
     Raises:
-        ModelError: masks or weights missing, corrupt, or a pruned weight that is not zero.
+        ModelError: masks missing or corrupt, or of another model.
     """
     checkpoint = Checkpoint(folder)
     masks = KeepMasks(folder)
@@ -56,24 +99,22 @@ def pruned_model(
             f"{masks.path} was changed after pruning: its digest is not the one recorded. "
             "Prune again: spp prune --force"
         )
-    model = load_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
-    decoder = Decoder(model)
-    linears = {linear.name: linear for linear in decoder.all_linears() if linear.name in masks}
+    source = open_model(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    every = source.decoder.all_linears()
+    linears = {linear.name: linear for linear in every if linear.name in masks}
     if len(linears) != len(masks):
         missing = next(name for name in masks if name not in linears)
         raise ModelError(f"{masks.path} has a mask for {missing}, which the model has not")
-    for name, linear in linears.items():
-        filled = linear.weight.masked_fill(masks[name], 0).count_nonzero().item()
-        if filled:
-            raise ModelError(
-                f"{folder}: {filled} pruned weights of {name} are not zero. "
-                "The folder was changed after pruning; prune again: spp prune --force"
-            )
-    return SparseModel(model, StoredTensors(checkpoint, model), masks, decoder, linears)
+    return SparseModel(source, stored_tensors(source, checkpoint), masks, linears)
 
 
 def adapted_model(
-    prune: Path, finetune: Path, *, dtype: torch.dtype | None, trust_remote_code: bool
+    prune: Path,
+    finetune: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
 ) -> SparseModel:
     """Load the pruned model of a run with the adapter that was trained on it.
 
@@ -90,7 +131,7 @@ def adapted_model(
     unknown = [name for name in description["layers"] if name not in sparse.linears]
     if unknown:
         raise ModelError(f"the adapter in {finetune} has {unknown[0]}, which its base has not")
-    attach(sparse.model, [sparse.linears[name] for name in description["layers"]], method)
+    sparse.load(device, method, description["layers"])
     load_adapter(sparse.model, finetune)
     return sparse
 

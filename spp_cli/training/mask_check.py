@@ -65,6 +65,8 @@ class MaskCheck:
         effective = layer.effective_weight()
         if not effective.isfinite().all():
             return NumericalError(f"finetune: {name} has weights of nan or inf {when}. {GENTLER}")
+        if not layer.keeps_zeros:
+            return None  # nor does it promise to: the merge applies the mask again
         packed = self._masks.packed(name).to(effective.device)
         keep = unpack(packed, self._masks.shapes[name])
         if filled := int(effective.masked_fill(keep, 0).count_nonzero()):

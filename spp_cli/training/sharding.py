@@ -15,10 +15,16 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from spp_cli import processes
 from spp_cli.errors import ConfigError
 
-__all__ = ["check_launch", "load_whole_state", "shard_by_blocks", "whole_state"]
+__all__ = [
+    "check_launch",
+    "load_whole_state",
+    "loading_device",
+    "shard_by_blocks",
+    "whole_state",
+]
 
 
-def check_launch() -> None:
+def check_launch(*, has_experts: bool) -> None:
     """Refuse what accelerate's configuration may ask for and an adapter cannot be trained with.
 
     Raises:
@@ -26,6 +32,12 @@ def check_launch() -> None:
     """
     if not _is_asked_for():
         return
+    if has_experts:
+        # The processes add up gradients expert by expert, and would wait for one that has none.
+        raise ConfigError(
+            "finetune cannot shard a mixture of experts, where one may have no tokens. "
+            "Start it with configs/accelerate/ddp.yaml"
+        )
     for key, variable, wanted in (
         ("fsdp_version", "FSDP_VERSION", "2"),
         # Each process reads the weights itself, to check their zeros.
@@ -38,6 +50,11 @@ def check_launch() -> None:
                 f"accelerate's {key} is {found}, and finetune needs {wanted}. "
                 "Set it so, as configs/accelerate/fsdp2.yaml does"
             )
+
+
+def loading_device(device: torch.device) -> torch.device:
+    """Return where weights are to be read: main memory, if ``device`` is to get only a part."""
+    return torch.device("cpu") if _is_asked_for() else device
 
 
 def shard_by_blocks(accelerator: Accelerator, blocks: Sequence[nn.Module]) -> bool:

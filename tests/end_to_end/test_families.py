@@ -148,7 +148,11 @@ def test_finetuning_and_merging_keep_every_zero(family, dense, tmp_path):
     assert any(".experts." in old.name for old, _ in pairs) == any(".experts." in m for m in moved)
 
     adapted = adapted_model(
-        folders["prune"], folders["finetune"], dtype=torch.float32, trust_remote_code=False
+        folders["prune"],
+        folders["finetune"],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     merged = load(folders["merge"])
     torch.testing.assert_close(logits(merged), logits(adapted.model), rtol=1e-3, atol=1e-4)

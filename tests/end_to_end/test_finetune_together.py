@@ -15,7 +15,9 @@ import pytest
 import torch
 from conftest import add_tokenizer, make_model
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from spp_cli.cli import app
 from spp_cli.locking import lock_holder
 
 pytestmark = pytest.mark.slow
@@ -43,7 +45,10 @@ TOGETHER = ("--batch-size", "2", "--accumulation", "2")
 WAYS = {
     "ddp": ("--gradient-checkpointing",),
     "fsdp2": (),
-    "fsdp2-bfloat16": ("--precision", "bfloat16", "--gradient-checkpointing"),
+    "fsdp2-bfloat16": (
+        *("--precision", "bfloat16", "--gradient-checkpointing"),
+        *("--set", "finetune.base_storage=packed"),
+    ),
 }
 
 
@@ -70,6 +75,12 @@ def spp(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def typed(folder: Path, arguments: list[str]) -> None:
+    """Run a command as one process does, in this one."""
+    done = CliRunner().invoke(app, [*arguments, "--workspace", str(folder / "workspace")])
+    assert done.exit_code == 0, done.output
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -94,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("together")
     model = add_tokenizer(make_model("llama", root / "model", vocab_size=4096))
     prune = ["prune", "--model", str(model), "--method", "magnitude", "--pattern", "2:4"]
-    spp(root, [sys.executable, "-m", "spp_cli", *prune, "--run", "pruned"])
+    typed(root, [*prune, "--run", "pruned"])
     return root
 
 
@@ -102,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_they_train_as_one_process_does_and_leave_one_adapter(how, folder):
     for run in (f"{how}-one", f"{how}-two"):
         copy_of(run, folder)
-    spp(folder, command(f"{how}-one", *ALONE, *WAYS[how]))
+    typed(folder, command(f"{how}-one", *ALONE, *WAYS[how])[3:])
     done = spp(folder, command(f"{how}-two", *TOGETHER, *WAYS[how], launch=by_accelerate(how)))
     assert "each step: 8 rows: 2 at once × 2 times × 2 processes" in done.stderr
     tolerance = 0.02 if "bfloat16" in how else 1e-4
@@ -117,7 +128,7 @@ def test_they_train_as_one_process_does_and_leave_one_adapter(how, folder):
     if "bfloat16" not in how:
         for name in one:
             torch.testing.assert_close(two[name], one[name], rtol=1e-2, atol=1e-3)
-    spp(folder, [sys.executable, "-m", "spp_cli", "merge", "--run", f"{how}-two"])
+    typed(folder, ["merge", "--run", f"{how}-two"])
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])

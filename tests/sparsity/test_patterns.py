@@ -111,3 +111,10 @@ def test_patterns_read_as_they_are_written():
     assert parse_pattern("2:8").sparsity == 0.75
     assert parse_pattern("unstructured", 0.5) == Unstructured(0.5)
     assert str(parse_pattern("2:8")) == "2:8"
+
+
+@given(st.integers(1, 3), st.sampled_from([1, 5, 40]), st.integers(1, 6), seeds)
+def test_a_group_in_a_column_is_judged_as_one_in_a_row(kept, extra, rows, seed):
+    pattern = NofM(kept, kept + extra)
+    scores = scores_of(rows, pattern.of, seed, levels=3)
+    assert torch.equal(pattern.keep_of_group(scores.T), pattern.keep(scores).T)

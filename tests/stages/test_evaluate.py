@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import add_tokenizer, make_model
 
 from spp_cli.adapters.attach import save_adapter
@@ -132,7 +133,8 @@ def test_a_python_without_some_of_the_test_text_is_a_warning_for_the_embedded_mo
 def test_an_adapter_counts_as_what_it_merges_into(sources, tmp_path):
     finetuned = tmp_path / "finetune"
     sparse = pruned_model(tmp_path / "prune", dtype=None, trust_remote_code=False)
-    names = sparse.attach(SPP(), ("*",), ())
+    names = list(sparse.linears)
+    sparse.load(torch.device("cpu"), SPP(), names)
     description = {
         "adapter": SPP().model_dump(mode="json"),
         "layers": names,

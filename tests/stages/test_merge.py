@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import spp_cli.adapters
+from spp_cli.adapters.adapter import AdapterMethod
 from spp_cli.adapters.attach import save_adapter
+from spp_cli.adapters.lora import LoRA
 from spp_cli.adapters.spp import SPP, SPPLinear
 from spp_cli.config import SppConfig
 from spp_cli.errors import CheckFailed, ModelError
@@ -60,12 +62,17 @@ def _broken_adapters(monkeypatch):
         monkeypatch.setitem(spp_cli.adapters.TABLE, name.lower(), f"{__name__}:{name}SPP")
 
 
+ON_CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "trust_remote_code": False}
+
+
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 def dtype(request):
     return request.param
 
 
-def adapted(root: Path, dtype: torch.dtype = torch.float32, method: SPP | None = None) -> Sources:
+def adapted(
+    root: Path, dtype: torch.dtype = torch.float32, method: AdapterMethod | None = None
+) -> Sources:
     """Return the sources of a merge: a tiny model, pruned, with an adapter that does something."""
     method = method or SPP()
     dense = make_model("llama", root / "dense", dtype)
@@ -76,7 +83,8 @@ def adapted(root: Path, dtype: torch.dtype = torch.float32, method: SPP | None =
     settings = {"prune": {"method": "magnitude", "pattern": "2:8"}}
     prune.run(SppConfig.model_validate(settings), sources, root / "prune", Silent())
     sparse = pruned_model(root / "prune", dtype=torch.float32, trust_remote_code=False)
-    names = sparse.attach(method, ("*",), ("*.0.mlp.down_proj",))
+    names = sparse.choose(("*",), ("*.0.mlp.down_proj",))
+    sparse.load(torch.device("cpu"), method, names)
     torch.manual_seed(1)
     for name, parameter in sparse.model.named_parameters():
         if name.endswith(".B"):
@@ -102,7 +110,7 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path, dtype):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merge", dtype=torch.float32)
     tokens = torch.randint(3, 128, (2, 20))
     folders = (sources.stages["prune"], sources.stages["finetune"])
-    reference = adapted_model(*folders, dtype=torch.float32, trust_remote_code=False).model
+    reference = adapted_model(*folders, **ON_CPU).model
     difference = (float32_logits(model, tokens) - float32_logits(reference, tokens)).abs().max()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     assert difference < tolerance
@@ -134,7 +142,7 @@ def test_the_merge_is_in_float32_and_rounds_once(tmp_path):
     sources = adapted(tmp_path, torch.bfloat16)
     merged(sources, tmp_path / "merge")
     folders = (sources.stages["prune"], sources.stages["finetune"])
-    sparse = adapted_model(*folders, dtype=torch.float32, trust_remote_code=False)
+    sparse = adapted_model(*folders, **ON_CPU)
     layer = sparse.model.get_submodule("model.layers.1.mlp.up_proj")
     stored = Checkpoint(tmp_path / "prune").tensor("model.layers.1.mlp.up_proj.weight").double()
     rho = torch.arange(96) * 16 // 96
@@ -181,3 +189,15 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_digest": "0" * 64}))
     with pytest.raises(ModelError, match="was trained on another base"):
         merged(sources, tmp_path / "merge")
+
+
+def test_plain_lora_is_masked_again_and_what_that_costs_is_told(tmp_path):
+    sources = adapted(tmp_path, method=LoRA())
+    (tmp_path / "merge").mkdir()
+    reporter = Silent()
+    metrics = merge.run(SppConfig(), sources, tmp_path / "merge", reporter).metrics
+    assert verify_folder(tmp_path / "merge", "2:8").ok
+    lost = metrics["update_lost_to_the_mask"]
+    assert 0.6 < lost < 0.9  # three quarters of a random update fall on pruned weights
+    assert metrics["largest_logit_difference"] > 1e-3
+    assert f"{lost:.0%} of its change" in reporter.warnings[-1]

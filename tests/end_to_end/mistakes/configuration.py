@@ -227,8 +227,8 @@ MISTAKES = [
     ),
     Mistake(
         "an unknown adapter",
-        "spp finetune small.yaml --adapter lora",
-        "--adapter: finetune.adapter is 'lora'; must be one of spp…",
+        "spp finetune small.yaml --adapter lorra",
+        "--adapter: finetune.adapter is 'lorra'; must be one of spp, … Did you mean 'lora'?",
     ),
     Mistake(
         "a file without keys",

@@ -1,0 +1,39 @@
+"""Multiplicative low rank: W' = W ⊙ (1 + scale · B A), the rival nearest to SPP.
+
+HiRA (Huang et al. 2025, "Parameter-Efficient Hadamard High-Rank Adaptation") on a sparse weight:
+zeros of W stay zero whatever A and B are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from spp_cli.adapters.frozen import FrozenWeight
+from spp_cli.adapters.low_rank import LowRank, LowRankLinear
+
+__all__ = ["Multiplicative", "MultiplicativeLinear"]
+
+
+class Multiplicative(LowRank):
+    """Settings of the multiplicative low-rank adapter."""
+
+    name: Literal["multiplicative"] = "multiplicative"
+
+    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> MultiplicativeLinear:
+        return MultiplicativeLinear(base, bias, self)
+
+
+class MultiplicativeLinear(LowRankLinear):
+    """A frozen sparse linear times 1 + scale · B A."""
+
+    def effective(self, W: Tensor, A: Tensor, B: Tensor) -> Tensor:  # type: ignore[override]
+        """Return E = W ⊙ (1 + scale · B A)."""
+        return ((self.scale * B) @ A).add_(1).mul_(W)
+
+    def gradients(  # type: ignore[override]
+        self, G: Tensor, W: Tensor, A: Tensor, B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return scale · Bᵀ (G ⊙ W) and scale · (G ⊙ W) Aᵀ."""
+        return self.of_product(G.mul_(W), A, B)
