@@ -11,12 +11,14 @@ from typing import Any
 import typer
 
 from spp_cli import __version__
+from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS, Flag
 from spp_cli.invocation import default_workspace, resolve, resolve_for_folder
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer, Manner, give
+from spp_cli.reporting.previews import has_colour, rows_preview
 from spp_cli.reporting.terminal import duration
 from spp_cli.settings import Layer, assigned, parse_assignment
 from spp_cli.status import run_status
@@ -77,6 +79,15 @@ _PREVIEW = typer.Option(
     help="Print the beginnings of so many sequences as text",
     show_default=False,
     rich_help_panel="Output",
+)
+_PREVIEW_ROWS = typer.Option(
+    0,
+    "--preview",
+    min=0,
+    metavar="INTEGER",
+    help="Print so many rows as the model sees them, with what is trained on; train nothing",
+    show_default=False,
+    rich_help_panel="Data",
 )
 _WORKSPACE = typer.Option(
     None,
@@ -140,11 +151,14 @@ def _stage_command(name: str, stages: Sequence[str], text: str) -> None:
     def body(context: typer.Context, given: dict[str, Any]) -> None:
         _finish(context, given, lambda reporter: _run(name, stages, given, reporter))
 
-    path = [_parameter("path", str | None, _PATH)] if name == "eval" else []
+    own = {
+        "eval": [_parameter("path", str | None, _PATH)],
+        "finetune": [_parameter("preview", int, _PREVIEW_ROWS)],
+    }
     parameters = [
         _parameter("config", str | None, _CONFIG),
         *map(_option, FLAGS[name]),
-        *path,
+        *own.get(name, []),
         _parameter("assignments", list[str] | None, _SET),
         _parameter("force", bool, _FORCE),
     ]
@@ -156,6 +170,8 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     if given.get("path"):
         return _evaluate_folder(given["path"], given["config"], flags, reporter)
     config, run = resolve(name, given["config"], flags)
+    if given.get("preview"):
+        return _preview(config, run, given["preview"], reporter)
     if stages[0] == "prune":
         _say_which_model(given, flags, reporter)
     from spp_cli.pipeline import run_stages
@@ -169,6 +185,13 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     if evaluation:
         text += f"\n\n{tables.evaluation_table(evaluation)}"
     return Answer(documents[0] if name in STAGES else {"stages": documents}, text)
+
+
+def _preview(config: SppConfig, run: str | None, count: int, reporter: Reporter) -> Answer:
+    from spp_cli.pipeline import preview
+
+    document = preview(config, reporter, run=run, count=count)
+    return Answer(document, rows_preview(document, colour=has_colour()))
 
 
 def _plan(context: typer.Context, given: dict[str, Any]) -> None:
@@ -328,6 +351,27 @@ app.command(
                     show_default=False,
                 ),
             ),
+        ],
+    )
+)
+
+
+def _unpack(context: typer.Context, given: dict[str, Any]) -> None:
+    def work(_: Reporter) -> Answer:
+        from spp_cli.sparsity.archive import unpack_folder
+
+        unpack_folder(Path(given["path"]), Path(given["target"]))
+        return Answer({"folder": given["target"]}, f"unpacked: {given['target']}")
+
+    _finish(context, given, work)
+
+
+app.command("unpack", help="Bring back the model folder that spp merge --packed made small.")(
+    _with_parameters(
+        _unpack,
+        [
+            _parameter(name, str, typer.Argument(..., metavar=name.upper(), help=text))
+            for name, text in (("path", "Archive folder"), ("target", "Folder to be made"))
         ],
     )
 )

@@ -177,7 +177,7 @@ def parse_n_of_m(pattern: Any) -> tuple[int, int] | None:
     return (kept, of) if kept < of else None
 
 
-CalibrationFormat = Literal["auto", "text", "chat", "alpaca"]
+SourceFormat = Literal["auto", "text", "chat", "alpaca", "completion", "preference"]
 Length = Annotated[int, Field(ge=8)] | Literal["auto"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_at_commas), Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -253,10 +253,11 @@ class CalibrationConfig(TextConfig):
         "set, or stored tokens; several by weight: {c4: 3, chats.jsonl: 1}; auto: demo for the "
         "embedded model, else c4",
     )
-    format: CalibrationFormat = Field(
+    format: SourceFormat = Field(
         "auto",
         description="text: the key field; chat: messages or instructions in the model's chat "
-        "template; alpaca: instructions in Alpaca's; auto: what the keys of the first row tell",
+        "template; alpaca: instructions in Alpaca's; completion: prompt, completion; preference: "
+        "prompt, chosen; auto: what the keys of the first row tell",
     )
     samples: int = Field(128, ge=1, description="Number of calibration sequences")
     seed: Seed = Field(0, description="Seed of the draw of sequences")
@@ -369,22 +370,40 @@ class TrainingDataConfig(Section):
     subset: str | None = Field(None, description="Configuration of a hub data set")
     split: str | None = Field(None, description="Split of a hub data set; default: train")
     field: Text = Field("text", description="Key of the text, for format: text")
-    format: Literal["auto", "alpaca", "chat", "text"] = Field(
+    format: SourceFormat = Field(
         "auto",
-        description="alpaca: instruction/input/output; chat: messages; text: packed into blocks",
+        description="alpaca: instruction/input/output; chat: messages, or ShareGPT's conversations;"
+        " completion: prompt, completion; preference: prompt, chosen, rejected (only chosen is "
+        "used); text: packed into blocks; auto: what the keys of the first row tell",
     )
-    train_on_prompt: bool = Field(True, description="Count the loss on the prompt too, as SPP does")
+    train_on_prompt: bool = Field(
+        True,
+        description="Count the loss on the prompt too, as SPP does; false: on the answers alone, "
+        "in a chat on every turn of the assistant",
+    )
     sequence_length: Length = Field(
         512, description="Longest row in tokens, or the block of packed text"
     )
     samples: int | None = Field(
-        None, ge=1, description="Use only so many rows or blocks; default: all"
+        None,
+        ge=1,
+        description="Use only so many rows or blocks; default: all, or what max_steps can use",
     )
     validation_source: Text | None = Field(
         None,
         description="Rows to validate on; default: a part of source, or demo's own held-out text",
     )
     validation_samples: int = Field(128, ge=1, description="Rows or blocks to validate on")
+    streaming: bool = Field(
+        False,
+        description="Read a hub data set as it comes, without downloading all of it; needs samples "
+        "or max_steps",
+    )
+    packing: bool = Field(
+        False,
+        description="Put several short rows into one sequence, none of which sees another; text "
+        "is packed anyway",
+    )
 
 
 class FinetuneConfig(Section):
@@ -441,12 +460,17 @@ class FinetuneConfig(Section):
 
 
 class MergeConfig(Section):
-    """How closely a merge is checked."""
+    """How closely a merge is checked, and what it leaves."""
 
     check_sequences: int = Field(
         4, ge=1, description="Sequences on which adapter and merged logits are compared"
     )
     check_length: int = Field(128, ge=8, description="Tokens in each of them")
+    packed: bool = Field(
+        False,
+        description="Make an archive without the zeros, too, in the folder packed; spp unpack "
+        "brings back every bit",
+    )
 
 
 class PerplexityConfig(TextConfig):

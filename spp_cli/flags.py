@@ -144,6 +144,8 @@ _FINETUNE = (
     Flag("Data", "finetune.data.sequence_length"),
     Flag("Data", "finetune.data.samples"),
     Flag("Data", "finetune.data.train_on_prompt"),
+    Flag("Data", "finetune.data.packing"),
+    Flag("Data", "finetune.data.streaming"),
     Flag("Data", "finetune.data.validation_source", "--validation"),
     Flag("Training", "finetune.learning_rate"),
     Flag("Training", "finetune.schedule"),
@@ -159,7 +161,11 @@ _FINETUNE = (
     Flag("Training", "finetune.checkpoint_every"),
     Flag("Training", "finetune.report_to"),
 )
-_MERGE = (Flag("Check", "merge.check_sequences"), Flag("Check", "merge.check_length"))
+_MERGE = (
+    Flag("Result", "merge.packed"),
+    Flag("Check", "merge.check_sequences"),
+    Flag("Check", "merge.check_length"),
+)
 _EVAL = (
     Flag("Evaluation", "eval.tasks"),
     Flag("Evaluation", "eval.stages", "--stage"),

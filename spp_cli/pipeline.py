@@ -19,7 +19,7 @@ from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "calibrate", "run_stages", "stage_settings"]
+__all__ = ["StageOutcome", "calibrate", "preview", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -95,13 +95,11 @@ def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
     if told is None:
         return
     partial, folders = told
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
-    store = TokenStore(workspace.calibration, workspace.digest_cache)
     module = importlib.import_module(MODULES[stage])
-    module.run(config, Sources(model, demo, folders, store=store), partial, Silent())
+    module.run(config, Sources(model, demo, folders, **_stores(workspace)), partial, Silent())
 
 
 def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dict[str, Any]:
@@ -113,14 +111,40 @@ def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dic
         SppError: whatever hinders it.
     """
     workspace = Workspace(config.workspace)
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages import calibration
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, "calibrate")
-    store = TokenStore(workspace.calibration, workspace.digest_cache)
-    sources = Sources(model, demo, store=store)
+    sources = Sources(model, demo, **_stores(workspace))
     return calibration.run(config, sources, reporter, preview=preview)
+
+
+def preview(config: SppConfig, reporter: Reporter, *, run: str | None, count: int) -> Any:
+    """Return ``count`` rows that finetune would train on, as a document of plain values.
+
+    Raises:
+        SppError: whatever hinders it.
+    """
+    workspace = Workspace(config.workspace)
+    from spp_cli.stages import training_data
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, "finetune")
+    folder = workspace.run(run or config.run_name()).require("prune", for_stage="finetune")
+    sources = Sources(model, demo, **_stores(workspace))
+    return training_data.preview_rows(config, sources, folder, reporter, count=count)
+
+
+def _stores(workspace: Workspace) -> dict[str, Any]:
+    """Return what all runs of a workspace share: tokens of calibration texts and training rows."""
+    from spp_cli.data.row_store import RowStore
+    from spp_cli.data.token_store import TokenStore
+
+    cache = workspace.digest_cache
+    return {
+        "store": TokenStore(workspace.calibration, cache),
+        "rows": RowStore(workspace.training, cache),
+    }
 
 
 def _run_stage(
@@ -134,7 +158,6 @@ def _run_stage(
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
-    from spp_cli.data.token_store import TokenStore
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
@@ -162,8 +185,7 @@ def _run_stage(
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
         tell((partial, folders))
         cache = workspace.root / ".cache" / "evaluations"
-        store = TokenStore(workspace.calibration, workspace.digest_cache)
-        sources = Sources(model, demo, folders, digests, cache, store)
+        sources = Sources(model, demo, folders, digests, cache, **_stores(workspace))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         try:
             with full_disk_errors(partial):
@@ -235,4 +257,7 @@ def _inputs(
     }.get(stage, ("", "", ""))
     if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
         inputs[name] = digest
+    held_out = config.finetune.data.validation_source if stage == "finetune" else None
+    if held_out and (digest := source_digest(held_out, "validation", demo=demo, cache=cache)):
+        inputs["validation"] = digest
     return inputs

@@ -3,6 +3,7 @@
 <root>/<run>/             see ``spp_cli.runs``
 <root>/.cache/digests.json
 <root>/.calibration/      calibration tokens, one file for each way to draw them, for all runs
+<root>/.training/         rows to finetune on, as tokens, in the same way
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Workspace:
     def calibration(self) -> Path:
         """Where calibration tokens are kept. No run can have a name that begins with a dot."""
         return self.root / ".calibration"
+
+    @property
+    def training(self) -> Path:
+        """Where the tokens of training rows are kept."""
+        return self.root / ".training"
 
     def run(self, name: str) -> Run:
         """Return the run of this name, there or not yet; what a kill left half replaced is mended.

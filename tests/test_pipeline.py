@@ -183,6 +183,30 @@ def test_a_changed_text_is_read_anew_by_every_stage_that_reads_it():
     assert states() == dict.fromkeys(STAGES, "done")
 
 
+def test_a_changed_text_to_validate_on_is_read_anew():
+    text = Path("text.txt").read_text()
+    Path("held-out.txt").write_text(text.replace("add", "sub"))
+    held_out = {"finetune.data.validation_source": "held-out.txt"}
+    run("prune", "finetune", name="other", changes=held_out)
+    assert skipped(run("finetune", name="other", changes=held_out)) == ["finetune"]
+    Path("held-out.txt").write_text(text.replace("add", "mul"))
+    assert skipped(run("finetune", name="other", changes=held_out)) == []
+
+
+def test_two_runs_are_trained_on_the_same_rows_tokenized_once():
+    (kept,) = Path("workspace/.training").iterdir()
+    before = kept.stat().st_mtime_ns
+    run("prune", "finetune", name="other", changes={"finetune.learning_rate": 0.1})
+    assert list(Path("workspace/.training").iterdir()) == [kept]
+    assert kept.stat().st_mtime_ns == before
+    digests = set()
+    for name in ("r", "other"):
+        manifest = Workspace("workspace").run(name).manifest("finetune")
+        assert manifest is not None
+        digests.add(manifest.metrics["train"]["digest"])
+    assert len(digests) == 1
+
+
 def test_two_methods_are_calibrated_with_the_same_tokens_drawn_once():
     kept = Path("workspace/.calibration")
     written = {path: path.stat().st_mtime_ns for path in kept.iterdir()}

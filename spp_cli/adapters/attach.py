@@ -34,11 +34,10 @@ def attach(
     *,
     packed: bool = False,
 ) -> None:
-    """Put an adapted layer in the place of each linear, and freeze all else.
+    """Put an adapted layer in the place of each linear.
 
     ``packed``: the pruned weight is kept without its zeros, and the linear itself loses it.
     """
-    model.requires_grad_(False)
     for linear in linears:
         weight, bias = linear.weight.contiguous(), linear.module.bias
         asked = packed or method.reads_mask
@@ -47,7 +46,8 @@ def attach(
         if packed:
             assert keep is not None
             base = PackedWeight(weight, keep)
-            linear.parameter.data = torch.empty_like(linear.parameter, device="meta")
+            gone = torch.empty_like(linear.parameter, device="meta")
+            linear.module.weight = nn.Parameter(gone, requires_grad=False)
         adapted = method.wrap(base, None if bias is None else bias.data)  # type: ignore[arg-type]
         parent, _, child = linear.name.rpartition(".")
         setattr(model.get_submodule(parent), child, adapted)

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from spp_cli.config import CalibrationFormat, TextConfig
+from spp_cli.config import SourceFormat, TextConfig
+from spp_cli.data.conversations import conversation_example
+from spp_cli.data.examples import RowFormat, example_of
 from spp_cli.data.files import Row
 from spp_cli.data.formats import Format, format_of, is_plain_text, keys_of, rows_of
-from spp_cli.data.prompts import (
-    Example,
-    alpaca_example,
-    conversation_example,
-    encode_example,
-)
+from spp_cli.data.prompts import encode_example
 from spp_cli.data.text import NAMED, find, load_texts
 from spp_cli.data.tokens import encode, encode_document
 from spp_cli.errors import DataError
@@ -38,7 +35,7 @@ class Documents:
     name: str
 
 
-def calibration_documents(config: TextConfig, form: CalibrationFormat, tokenizer: Any) -> Documents:
+def calibration_documents(config: TextConfig, form: SourceFormat, tokenizer: Any) -> Documents:
     """Return the documents of one source; ``auto`` for the form is what its first row tells.
 
     Raises:
@@ -73,10 +70,9 @@ def _told_by(row: Row | None, field: str, tokenizer: Any) -> Format:
     return "chat" if form == "alpaca" and tokenizer.chat_template else form or "text"
 
 
-def _rendered(tokenizer: Any, form: Format, row: Row) -> list[int]:
-    example: Example | None
+def _rendered(tokenizer: Any, form: RowFormat, row: Row) -> list[int]:
     if form == "chat":
         example = conversation_example(row, tokenizer)
     else:
-        example = alpaca_example(row, SECTION)
+        example = example_of(row, form, tokenizer, SECTION)
     return encode_example(example, tokenizer, train_on_prompt=True)[0] if example else []

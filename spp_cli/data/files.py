@@ -15,7 +15,19 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 
 from spp_cli.errors import DataError
 
-__all__ = ["Row", "files_of", "has_rows", "read_rows", "read_text", "string_of"]
+__all__ = [
+    "Row",
+    "files_of",
+    "has_rows",
+    "is_one_value",
+    "is_parquet",
+    "line_row",
+    "open_bytes",
+    "read_rows",
+    "read_text",
+    "readable",
+    "string_of",
+]
 
 _ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 _SNIFFED = 8192  # bytes at the start of a file that tell text from binary
@@ -62,11 +74,12 @@ def _plain_name(path: Path) -> str:
 
 
 def _is_binary(path: Path) -> bool:
-    with _readable(path), _open_bytes(path) as stream:
+    with readable(path), open_bytes(path) as stream:
         return b"\0" in stream.read(_SNIFFED)
 
 
-def _open_bytes(path: Path) -> Any:
+def open_bytes(path: Path) -> Any:
+    """Return a stream of what a file holds, unpacked if it is gzipped."""
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
@@ -91,30 +104,49 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: it cannot be read, or a line is not valid JSON.
     """
-    if _plain_name(path).endswith(".parquet"):
+    if is_parquet(path):
         return _parquet_rows(path)
-    if _plain_name(path).endswith(".json") and not _first_line_is_json(path):
-        return _json_rows(path)
-    return _line_rows(path)
+    return _json_rows(path) if is_one_value(path) else _line_rows(path)
 
 
-def _first_line_is_json(path: Path) -> bool:
+def is_parquet(path: Path) -> bool:
+    """Tell whether ``path`` is named as Parquet."""
+    return _plain_name(path).endswith(".parquet")
+
+
+def is_one_value(path: Path) -> bool:
+    """Tell whether ``path`` is one JSON value, and not one on each line.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not _plain_name(path).endswith(".json"):
+        return False
     with _open(path) as stream:
         first = next((line for line in stream if line.strip()), "")
     if first.lstrip().startswith("["):
-        return False
+        return True
     try:
         json.loads(first)
     except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _line_rows(path: Path) -> Iterator[Row]:
     with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
             if line := line.strip():
-                yield Row(f"{path}:{number}", _parse(line, path, number))
+                yield line_row(line, path, number)
+
+
+def line_row(line: str, path: Path, number: int) -> Row:
+    """Return the row on a line of JSON lines.
+
+    Raises:
+        DataError: the line is not valid JSON.
+    """
+    return Row(f"{path}:{number}", _parse(line, path, number))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -138,7 +170,7 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
+    with readable(path), pyarrow.parquet.ParquetFile(path) as file:
         number = 0
         for batch in file.iter_batches():
             for value in batch.to_pylist():
@@ -172,14 +204,15 @@ def string_of(row: Row, field: str, remedy: str) -> str:
 
 @contextmanager
 def _open(path: Path) -> Iterator[TextIO]:
-    with _readable(path):
+    with readable(path):
         opener = gzip.open if path.suffix.lower() == ".gz" else open
         with opener(path, "rt", encoding="utf-8-sig") as stream:
             yield stream
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever says that ``path`` cannot be read into a DataError of one line."""
     try:
         yield
     except FileNotFoundError:

@@ -1,21 +1,32 @@
-"""Which format a source is in: plain text, or rows whose keys tell chats from instructions."""
+"""Which format a source is in: plain text, or rows whose keys tell one from the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from spp_cli.config import TextConfig
+from spp_cli.data.examples import RowFormat
 from spp_cli.data.files import Row, files_of, has_rows, read_rows
-from spp_cli.data.hub import HubSet, hub_rows
+from spp_cli.data.hub import HubSet, hub_rows, hub_table
+from spp_cli.data.tables import joined, rows_by_number, texts_by_number
 from spp_cli.data.text import NAMED, SECTIONS, Use, how_to_supply, refuse_hub_keys
 from spp_cli.errors import DataError
 
-__all__ = ["Format", "format_of", "is_plain_text", "keys_of", "rows_of"]
+__all__ = [
+    "Format",
+    "format_of",
+    "hub_set",
+    "is_in_hub_layout",
+    "is_plain_text",
+    "keys_of",
+    "rows_of",
+    "table_of",
+]
 
-Format = Literal["alpaca", "chat", "text"]
+Format = RowFormat | Literal["text"]
 
 
 def is_plain_text(source: str, path: Path | None, form: Format | Literal["auto"], use: Use) -> bool:
@@ -40,12 +51,45 @@ def rows_of(config: TextConfig, path: Path | None, use: Use) -> Iterator[Row]:
         DataError: they cannot be had, or a file is given the keys of a hub data set.
     """
     if path is None:
-        split = "train" if use == "calibration" else use
-        wanted = HubSet(config.source, config.subset, config.split or split)
+        wanted = hub_set(config, use)
         remedy = how_to_supply(wanted.name, SECTIONS[use])
         return hub_rows(wanted, data_folder=None, remedy=remedy)
     refuse_hub_keys(config, SECTIONS[use])
     return chain.from_iterable(read_rows(file) for file in files_of(path) if has_rows(file))
+
+
+def table_of(
+    config: TextConfig, path: Path | None, use: Use, *, with_texts: bool, scratch: Path | None
+) -> Sequence[Row]:
+    """Return what ``rows_of`` does, by number, and ``with_texts`` each text file as a row too.
+
+    A folder for which a subset or a split is named is a data set in the hub's layout. ``scratch``
+    is where files are unpacked that must be, by default the system's temporary folder.
+
+    Raises:
+        DataError: as ``rows_of``.
+    """
+    if path is None or is_in_hub_layout(config, path):
+        wanted = hub_set(config, use)
+        return hub_table(wanted, folder=path, remedy=how_to_supply(wanted.name, SECTIONS[use]))
+    refuse_hub_keys(config, SECTIONS[use])
+    tables = [
+        rows_by_number(file, scratch) if has_rows(file) else texts_by_number([file], config.field)
+        for file in files_of(path)
+        if with_texts or has_rows(file)
+    ]
+    return joined(tables)
+
+
+def is_in_hub_layout(config: TextConfig, path: Path) -> bool:
+    """Whether a folder is to be read as ``datasets`` reads a data set."""
+    return path.is_dir() and bool(config.subset or config.split)
+
+
+def hub_set(config: TextConfig, use: Use) -> HubSet:
+    """Return the split of a hub data set that ``config`` names, or that suits the use."""
+    split = "train" if use == "calibration" else use
+    return HubSet(config.source, config.subset, config.split or split)
 
 
 def keys_of(row: Row) -> set[str]:
@@ -53,8 +97,12 @@ def keys_of(row: Row) -> set[str]:
     return set(row.value) if isinstance(row.value, dict) else set()
 
 
-def format_of(keys: set[str]) -> Literal["alpaca", "chat"] | None:
+def format_of(keys: set[str]) -> RowFormat | None:
     """Return what rows with these keys are, if not text."""
-    if "messages" in keys:
+    if {"messages", "conversations"} & keys:
         return "chat"
-    return "alpaca" if {"instruction", "output"} <= keys else None
+    if {"instruction", "output"} <= keys:
+        return "alpaca"
+    if "chosen" in keys and {"prompt", "rejected"} & keys:
+        return "preference"
+    return "completion" if {"prompt", "completion"} <= keys else None

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from spp_cli.data.files import Row, read_rows
+from spp_cli.data.tables import Table
 from spp_cli.errors import DataError
 
-__all__ = ["HubSet", "hub_rows", "offline_if_unreachable"]
+__all__ = ["HubSet", "hub_rows", "hub_stream", "hub_table", "offline_if_unreachable"]
 
 PATIENCE = 5.0  # seconds to wait for the hub's first answer
+_SHUFFLED_AT_ONCE = 10_000  # rows of a stream; a few megabytes, so that the first come soon
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,47 @@ def hub_rows(wanted: HubSet, *, data_folder: str | None, remedy: str) -> Iterato
         DataError: no such data set, subset, split or file; or the hub cannot be reached, which is
             found out within seconds.
     """
-    import datasets  # slow to import, and needed by few runs
-
     copy = Path(data_folder).expanduser() / wanted.name if data_folder else None
     if data_folder and not Path(data_folder).expanduser().is_dir():
         raise DataError(f"eval.data_folder is {data_folder!r}, which is not a folder")
-    try:
+    with _explained(wanted, remedy):
         rows = _rows_of_copy(wanted, copy) if copy and copy.is_dir() else _rows_of_hub(wanted)
         for number, value in enumerate(rows, start=1):
             yield Row(f"{wanted.name} row {number}", value)
+
+
+def hub_table(wanted: HubSet, *, folder: Path | None, remedy: str) -> Table:
+    """Return the rows of ``wanted`` by number, from ``folder`` in the hub's layout if one is given.
+
+    They lie in the cache of ``datasets``, mapped into memory.
+
+    Raises:
+        DataError: as ``hub_rows``.
+    """
+    with _explained(wanted, remedy):
+        rows = _load(wanted, folder)
+    return Table(len(rows), lambda number: Row(f"{wanted.name} row {number + 1}", rows[number]))
+
+
+def hub_stream(wanted: HubSet, *, folder: Path | None, remedy: str, seed: int) -> Iterator[Row]:
+    """Yield the rows of ``wanted`` as they come, the files and each 10,000 rows shuffled.
+
+    Raises:
+        DataError: as ``hub_rows``.
+    """
+    with _explained(wanted, remedy):
+        rows = _load(wanted, folder, streaming=True).shuffle(seed, buffer_size=_SHUFFLED_AT_ONCE)
+        for number, value in enumerate(rows, start=1):
+            yield Row(f"{wanted.name} row {number} of its stream", value)
+
+
+@contextmanager
+def _explained(wanted: HubSet, remedy: str) -> Iterator[None]:
+    """Turn whatever hinders a data set into a DataError of one line that ends with ``remedy``."""
+    import datasets  # slow to import, and needed by few runs
+
+    try:
+        yield
     except (
         OSError,
         ValueError,
@@ -70,30 +104,43 @@ def _http_errors() -> list[type[Exception]]:
 
 
 def _rows_of_copy(wanted: HubSet, folder: Path) -> Iterator[Any]:
-    import datasets
-
     if wanted.file:
         if not (folder / wanted.file).is_file():
             raise FileNotFoundError(f"the copy in {folder} lacks this file")
         return (row.value for row in read_rows(folder / wanted.file))
-    subset = wanted.subset
-    if subset and (folder / subset).is_dir() and not (folder / "README.md").is_file():
-        folder, subset = folder / subset, None  # only the README tells datasets of subsets
     # Streamed, the files are read where they are, without a second copy in a cache.
-    return iter(datasets.load_dataset(str(folder), subset, split=wanted.split, streaming=True))
+    return iter(_load(wanted, folder, streaming=True))
 
 
 def _rows_of_hub(wanted: HubSet) -> Iterator[Any]:
-    import datasets
     import huggingface_hub
 
+    if not wanted.file:
+        return iter(_load(wanted, None))
+    with _or_no_connection():
+        download = huggingface_hub.hf_hub_download
+        file = download(wanted.name, wanted.file, repo_type="dataset")
+    return (row.value for row in read_rows(Path(file)))
+
+
+def _load(wanted: HubSet, folder: Path | None, *, streaming: bool = False) -> Any:
+    import datasets
+
+    how = {"split": wanted.split, "streaming": streaming}
+    if folder is None:
+        with _or_no_connection():
+            return datasets.load_dataset(wanted.name, wanted.subset, **how)
+    subset = wanted.subset
+    if subset and (folder / subset).is_dir() and not (folder / "README.md").is_file():
+        folder, subset = folder / subset, None  # only the README tells datasets of subsets
+    return datasets.load_dataset(str(folder), subset, **how)
+
+
+@contextmanager
+def _or_no_connection() -> Iterator[None]:
     with offline_if_unreachable() as reachable:
         try:
-            if wanted.file:
-                download = huggingface_hub.hf_hub_download
-                file = download(wanted.name, wanted.file, repo_type="dataset")
-                return (row.value for row in read_rows(Path(file)))
-            return iter(datasets.load_dataset(wanted.name, wanted.subset, split=wanted.split))
+            yield
         except OSError:
             if reachable:
                 raise

@@ -1,201 +1,173 @@
-"""Rows to finetune on: instructions, conversations, or plain text packed into blocks."""
+"""Rows to finetune on: which of a source are drawn, and what becomes of each of them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any, Literal
+from itertools import islice
 
-from spp_cli.config import TextConfig, TrainingDataConfig
-from spp_cli.data.files import Row
-from spp_cli.data.formats import Format, format_of, is_plain_text, keys_of, rows_of
-from spp_cli.data.prompts import IGNORED, Example, alpaca_example, chat_example, encode_example
-from spp_cli.data.text import NAMED, find, load_texts
-from spp_cli.data.tokens import encode_documents, token_digest
+from spp_cli.data.pools import SECTION, Item, Pool, PoolReader, Wanted, draws
+from spp_cli.data.prompts import IGNORED
+from spp_cli.data.token_rows import Account, Rows, RowWriter
 from spp_cli.errors import DataError
+from spp_cli.progress import Reporter
 
-__all__ = ["Rows", "pack", "training_rows"]
+__all__ = [
+    "Chosen",
+    "Encoded",
+    "choose",
+    "copies_of",
+    "enough",
+    "tokenized",
+    "training_rows",
+]
 
 DEFAULT_SOURCE = "vicgalle/alpaca-gpt4"
-SECTION = "finetune.data"
-Purpose = Literal["train", "validation"]
-Encoded = tuple[list[int], list[int]]  # ids and labels
+EMPTY, TOO_LONG, NOTHING, COPY = (
+    "empty",
+    "too long to reach an answer",
+    "with nothing to learn",
+    "copies of validation rows",
+)
+_AT_ONCE = 64  # rows that are tokenized together
+_MANY = 20_000  # rows that take more than a few seconds
+_FEW = 2**25  # tokens that take no more than that
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Token ids and labels of each row, no row longer than asked; a label of -100 has no loss.
-
-    ``skipped`` counts the rows left out, for want of anything to learn or as copies of validation
-    rows; ``truncated`` those that were cut. ``digest`` is a SHA-256 in hex over ids and labels.
-    """
-
-    input_ids: list[list[int]]
-    labels: list[list[int]]
-    skipped: int
-    truncated: int
-    digest: str
-    source: str
-
-
-def training_rows(
-    config: TrainingDataConfig, tokenizer: Any, length: int, *, demo: bool, seed: int
-) -> tuple[Rows, Rows]:
+def training_rows(wanted: Wanted, reporter: Reporter) -> tuple[Rows, Rows]:
     """Return the rows to train on and those to validate on, the same for the same seed.
 
-    Validation rows come from ``validation_source``, for the embedded texts from their own held-out
-    modules, or are drawn from the source, at most every tenth. No row of training is among them.
+    The reporter is told how far it is, if there are many.
 
     Raises:
         DataError: the source is not there or cannot be reached, a row is not what the format wants,
             or too few rows are left.
     """
-    source = config.source
-    if source == "auto":
-        source = "demo" if demo else DEFAULT_SOURCE
-    reader = _Reader(config, tokenizer, length, seed)
-    pool = reader.read(source, "train")
-    order = _draw(pool, len(pool.items), seed)
-    held_out = config.validation_source or ("demo" if source == "demo" else None)
-    if held_out:
-        validation_pool = reader.read(held_out, "validation")
-        chosen = _draw(validation_pool, config.validation_samples, seed)
-    else:
-        validation_pool = pool
-        share = max(1, min(config.validation_samples, len(order) // 10))
-        chosen, order = order[:share], order[share:]
-    validation = _encode(validation_pool, chosen, length, "validate on")
-    known = set(map(tuple, validation.input_ids))
-    train = _encode(pool, order[: config.samples], length, "train on", known)
-    return train, validation
+    train, validation = choose(wanted)
+    held_out = tokenized(validation, "validate on", (), reporter)
+    return tokenized(train, "train on", copies_of(held_out), reporter), held_out
+
+
+def copies_of(rows: Rows) -> set[tuple[int, ...]]:
+    """Return what a row must not be, to be none of ``rows``."""
+    return {tuple(rows[index]["input_ids"]) for index in range(len(rows))}
+
+
+def enough(rows: int, length: int) -> int:
+    """Return how many rows are tokenized where ``rows`` are the most that training can use.
+
+    Up to a few million tokens nothing is saved by fewer; beyond, the next power of two, so that
+    trainings of nearly the same length share their rows.
+    """
+    return max(1 << (rows - 1).bit_length(), _FEW // length)
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """What rows are chosen from: rows or blocks of a source, and how to encode one of them."""
+class Encoded:
+    """A row as the model sees it, cut to the length.
 
-    items: Sequence[Any]
-    encode: Callable[[Any], Encoded | None]
-    source: str
+    ``tokens`` is how many it had; ``left_out`` why it is not used, or nothing.
+    """
+
+    place: str
+    ids: list[int]
+    labels: list[int]
+    tokens: int
+    left_out: str
 
 
-def _draw(pool: _Pool, most: int, seed: int) -> list[int]:
-    """Return the indices of so many of the pool's items, or of all there are, in random order."""
-    every = range(len(pool.items))
-    return random.Random(seed).sample(every, min(most, len(every)))
+@dataclass(frozen=True)
+class Chosen:
+    """The numbers of those items of a pool that are drawn, in order."""
+
+    pool: Pool
+    numbers: Sequence[int]
+    wanted: Wanted
+
+    def encoded(self, excluded: Collection[tuple[int, ...]] = ()) -> Iterator[Encoded]:
+        """Yield each, with the reason if it is of no use: to be ``excluded`` is one."""
+        length = self.wanted.length
+        for place, whole, targets in self._encoded():
+            ids, labels = whole[:length], targets[:length]
+            left_out = ""
+            if not ids:
+                left_out = EMPTY
+            # Each label belongs to the token before it: the first has none to be learnt from.
+            elif all(label == IGNORED for label in labels[1:]):
+                left_out = TOO_LONG if len(whole) > length else NOTHING
+            elif excluded and tuple(ids) in excluded:
+                left_out = COPY
+            yield Encoded(place, ids, labels, len(whole), left_out)
+
+    def _encoded(self) -> Iterator[Item]:
+        for first in range(0, len(self.numbers), _AT_ONCE):
+            numbers = self.numbers[first : first + _AT_ONCE]
+            yield from self.pool.encode([self.pool.items[number] for number in numbers])
 
 
-def _encode(
-    pool: _Pool,
-    chosen: Iterable[int],
-    length: int,
-    purpose: str,
-    excluded: Collection[tuple[int, ...]] = (),
+def tokenized(
+    chosen: Chosen, purpose: str, excluded: Collection[tuple[int, ...]], reporter: Reporter
 ) -> Rows:
-    input_ids, all_labels, skipped, truncated = [], [], 0, 0
-    for index in sorted(chosen):
-        ids, labels = pool.encode(pool.items[index]) or ([], [])
-        too_long = len(ids) > length
-        ids, labels = ids[:length], labels[:length]
-        # Each label belongs to the token before it, so that the first has none to be learnt from.
-        if all(label == IGNORED for label in labels[1:]) or tuple(ids) in excluded:
-            skipped += 1
-            continue
-        truncated += too_long
-        input_ids.append(ids)
-        all_labels.append(labels)
-    if not input_ids:
+    """Return the rows of ``chosen`` that are of use for the ``purpose``, and none ``excluded``.
+
+    Raises:
+        DataError: there are none.
+    """
+    writer, skipped, truncated = RowWriter(chosen.wanted.scratch), Counter[str](), 0
+    total = len(chosen.numbers)
+    with reporter.task("tokenize", total, "rows") if total > _MANY else nullcontext() as task:
+        for row in chosen.encoded(excluded):
+            if task is not None:
+                task.advance()
+            if row.left_out:
+                skipped[row.left_out] += 1
+                continue
+            truncated += row.tokens > len(row.ids)
+            writer.add(row.ids, row.labels)
+    pool = chosen.pool
+    account = Account(pool.source, pool.form, total, truncated, dict(sorted(skipped.items())))
+    if not len(writer):
         raise DataError(
             f"{SECTION}: {pool.source} leaves no row to {purpose}: it has {len(pool.items)}, "
-            f"and {skipped} of those chosen have nothing to learn from. Give more rows, a longer "
+            f"and of those chosen none is of use{account}. Give more rows, a longer "
             "sequence_length, or a validation_source"
         )
-    digest = token_digest(chain.from_iterable(zip(input_ids, all_labels, strict=True)))
-    return Rows(input_ids, all_labels, skipped, truncated, digest, pool.source)
+    return writer.rows(account)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads any source in the format that the configuration names, or that its rows show."""
+def choose(wanted: Wanted) -> tuple[Chosen, Chosen]:
+    """Return what is drawn to train on and to validate on, before any of it is tokenized.
 
-    config: TrainingDataConfig
-    tokenizer: Any
-    length: int
-    seed: int
+    Validation rows come from ``validation_source``, for the embedded texts from their own held-out
+    modules, or are drawn from the source, at most every tenth. None of them is trained on.
 
-    def read(self, source: str, use: Purpose) -> _Pool:
-        setting = f"{SECTION}.{'source' if use == 'train' else 'validation_source'}"
-        path = None if source in NAMED else find(source, setting)
-        is_main = use == "train" or source == self.config.source
-        text = TextConfig.model_validate(
-            {
-                "source": source,
-                "subset": self.config.subset if is_main else None,
-                "split": self.config.split if use == "train" else None,
-                "field": self.config.field,
-            }
-        )
-        form = _format(self.config, text, path, use)
-        if form == "text":
-            return _Pool(self._blocks(text, use), lambda ids: (ids, list(ids)), source)
-        encode = self._encode_alpaca if form == "alpaca" else self._encode_chat
-        return _Pool(list(rows_of(text, path, use)), encode, source)
-
-    def _blocks(self, text: TextConfig, use: Purpose) -> list[list[int]]:
-        documents = load_texts(text, use, demo=False).documents
-        documents = tuple(random.Random(self.seed).sample(documents, len(documents)))
-        samples, held_out = self.config.samples, self.config.validation_samples
-        wanted = held_out if use == "validation" else samples and samples + held_out
-        # Four times what is wanted is enough to draw from, and may be far less than all the text.
-        most = wanted and 4 * wanted
-        return pack(encode_documents(self.tokenizer, documents), self.length, most)
-
-    def _encode_alpaca(self, row: Row) -> Encoded | None:
-        return self._encode(alpaca_example(row))
-
-    def _encode_chat(self, row: Row) -> Encoded | None:
-        return self._encode(chat_example(row, self.tokenizer))
-
-    def _encode(self, example: Example | None) -> Encoded | None:
-        if example is None:
-            return None
-        on_prompt = self.config.train_on_prompt
-        return encode_example(example, self.tokenizer, train_on_prompt=on_prompt)
-
-
-def _format(
-    config: TrainingDataConfig, text: TextConfig, path: Path | None, use: Purpose
-) -> Format:
-    """Return the format as configured, or what the first row's keys tell."""
-    if is_plain_text(text.source, path, config.format, use):
-        return "text"
-    if config.format != "auto":
-        return config.format
-    row = next(rows_of(text, path, use), None)
-    if row is None:
-        raise DataError(f"{SECTION}: {text.source} holds no row. Name a source that does")
-    keys = keys_of(row)
-    if form := format_of(keys):
-        return form
-    if text.field in keys:
-        return "text"
-    raise DataError(
-        f"{row.place}: keys {', '.join(sorted(keys)) or 'none'} tell no format. Allowed: "
-        f"instruction, input and output; messages; {text.field} (set {SECTION}.field for another)"
-    )
-
-
-def pack(
-    documents: Iterable[Sequence[int]], length: int, most: int | None = None
-) -> list[list[int]]:
-    """Return the documents' tokens end to end, cut into blocks of ``length``, ``most`` at most.
-
-    The last block may be shorter; a single token left over, which predicts nothing, is dropped.
+    Raises:
+        DataError: a source is not there or cannot be reached, or is in no known format.
     """
-    tokens = chain.from_iterable(documents)
-    stream = list(islice(tokens, most * length) if most else tokens)
-    blocks = [stream[start : start + length] for start in range(0, len(stream), length)]
-    return blocks[:-1] if blocks and len(blocks[-1]) == 1 else blocks
+    config, seed, samples = wanted.config, wanted.seed, wanted.samples
+    source = config.source
+    if source == "auto":
+        source = "demo" if wanted.demo else DEFAULT_SOURCE
+    reader = PoolReader(wanted)
+    pool = reader.read(source, "train")
+    count = len(pool.items)
+    separate = config.validation_source or ("demo" if source == "demo" else None)
+    if separate:
+        held_out = reader.read(separate, "validation")
+        every = range(len(held_out.items))
+        chosen = random.Random(seed).sample(every, min(config.validation_samples, len(every)))
+    else:
+        held_out = pool
+        chosen = list(draws(count, seed, max(1, min(config.validation_samples, count // 10))))
+    before = 0 if separate else len(chosen)
+    if samples is None:
+        taken = set() if separate else set(chosen)
+        numbers = array("q", (number for number in range(count) if number not in taken))
+    else:
+        drawn = islice(draws(count, seed), before, before + samples)
+        numbers = array("q", sorted(drawn))
+    return Chosen(pool, numbers, wanted), Chosen(held_out, sorted(chosen), wanted)

@@ -18,9 +18,10 @@ from spp_cli.fingerprint import FORMAT, UNFINISHED, canonical_json, disk_errors,
 from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.progress import Reporter
 
-__all__ = ["Asked", "Kept", "TokenStore"]
+__all__ = ["DAMAGE", "Asked", "Kept", "TokenStore", "remove_unfinished"]
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+# What reading a file may raise that is not what it should be.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _HOUR = 3600.0  # seconds; nothing takes that long to write
 
 
@@ -107,7 +108,7 @@ def _read(path: Path, asked: Asked, reporter: Reporter) -> TokenSet | None:
         return TokenSet(tokens, file.metadata["source"], digest, file.metadata["recipe"])
     except FileNotFoundError:
         return None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or error
         reporter.warn(f"{path} is damaged, and drawn anew: {reason}")
         return None
@@ -125,11 +126,11 @@ def _write(path: Path, drawn: TokenSet, asked: Asked) -> None:
     }
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(path.parent)
+        remove_unfinished(path.parent)
         write_tensors(path, {"tokens": layout_of(drawn.tokens)}, lambda _: drawn.tokens, metadata)
 
 
-def _remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what killed writers left, but not what another process is writing now."""
     for file in folder.glob(f".*{UNFINISHED}"):
         with suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,10 +144,10 @@ def encode_document(tokenizer: Any, text: str) -> list[int]:
     return close(tokenizer, encode(tokenizer, text))
 
 
-def encode_documents(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
     """Yield ``encode_document`` of each text, using all cores where the tokenizer can."""
-    for first in range(0, len(texts), _AT_ONCE):
-        batch = list(texts[first : first + _AT_ONCE])
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _AT_ONCE)):
         for ids in tokenizer(batch, verbose=False)["input_ids"]:
             yield close(tokenizer, list(ids))
 

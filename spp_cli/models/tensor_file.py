@@ -94,6 +94,10 @@ class TensorFile:
         """Return a tensor's shape and type without reading it."""
         return self.shape(name), self.dtype(name)
 
+    def place(self, name: str) -> int:
+        """Return where a tensor's bytes begin in the file."""
+        return self._start + int(self._entries[name]["data_offsets"][0])
+
     def read(self, name: str, index: int | None = None) -> Tensor:
         """Return one tensor, or what is at ``index`` of its first axis, in memory of its own.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def pack(keep: Tensor) -> Tensor:
     return (bits * _BIT_VALUES.to(bits.device)).sum(dim=1, dtype=torch.uint8)
 
 
-def packed_size(shape: tuple[int, ...]) -> int:
+def packed_size(shape: Sequence[int]) -> int:
     """Return the bytes that ``pack`` makes of a mask of ``shape``."""
     return -(-math.prod(shape) // 8)
 

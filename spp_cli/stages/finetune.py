@@ -11,22 +11,21 @@ from transformers import set_seed
 from spp_cli import processes
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.config import FinetuneConfig, SppConfig
-from spp_cli.data.instructions import Rows, training_rows
-from spp_cli.data.tokens import check_vocabulary, resolve_length
 from spp_cli.errors import MissingExtraError
 from spp_cli.evaluation.perplexity import exp_nats
 from spp_cli.models.experts import routers
-from spp_cli.models.loading import compute_dtype, load_tokenizer, resolve_device
+from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import LOG, LOSS_PLOT, PROGRESS, RESUME, TENSORBOARD
 from spp_cli.reporting.loss_plot import draw_losses
 from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.stages.training_data import training_data
 from spp_cli.training.arguments import check_reports, rows_per_step, training_arguments
 from spp_cli.training.callbacks import CheckMasks
 from spp_cli.training.mask_check import MaskCheck
 from spp_cli.training.sharding import check_launch, loading_device
-from spp_cli.training.trainer import AdapterTrainer, TokenRows
+from spp_cli.training.trainer import AdapterTrainer
 
 __all__ = ["run"]
 
@@ -55,19 +54,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
     total += trainable
 
-    tokenizer = load_tokenizer(sources.stages["prune"], trust_remote_code=trusted)
-    length = resolve_length(
-        settings.data.sequence_length,
-        sparse.model.config,
-        setting="finetune.data.sequence_length",
-    )
-    with processes.main_first():  # what it fetches from the hub, they find
-        train, validation = training_rows(
-            settings.data, tokenizer, length, demo=sources.demo, seed=config.seed
-        )
-    largest = max(max(ids) for rows in (train, validation) for ids in rows.input_ids)
-    check_vocabulary(largest, sparse.model.config)
-    reporter.say(f"data: {_describe(train)}; {len(validation.input_ids)} rows to validate on")
+    data = training_data(config, sources, sparse.model, reporter)
     reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
     reporter.say(f"each step: {_step(settings)}")
 
@@ -83,7 +70,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     arguments = training_arguments(
         settings,
         target / RESUME,
-        rows=len(train.input_ids),
+        rows=len(data.train),
         seed=config.seed,
         device=device,
         has_experts=has_experts,
@@ -93,8 +80,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     trainer = AdapterTrainer(
         model=sparse.model,
         args=arguments,
-        train_dataset=TokenRows(train.input_ids, train.labels),
-        eval_dataset=TokenRows(validation.input_ids, validation.labels),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         blocks=sparse.decoder.blocks,
         description=description,
         masks=CheckMasks(check, settings.check_mask_every or int(arguments.eval_steps)),
@@ -131,8 +118,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "trainable_parameters": trainable,
             "total_parameters": total,
             "linears": len(names),
-            "train": _figures(train),
-            "validation": _figures(validation),
+            **data.described(),
         },
         sparse.masks.digest,
     )
@@ -157,21 +143,3 @@ def _step(settings: FinetuneConfig) -> str:
         f"{settings.gradient_accumulation_steps} times × "
         f"{number} process{'es' if number > 1 else ''}"
     )
-
-
-def _figures(rows: Rows) -> dict[str, Any]:
-    return {
-        "source": rows.source,
-        "rows": len(rows.input_ids),
-        "tokens": sum(map(len, rows.input_ids)),
-        "truncated": rows.truncated,
-        "skipped": rows.skipped,
-        "digest": rows.digest,
-    }
-
-
-def _describe(rows: Rows) -> str:
-    text = f"{len(rows.input_ids):,} rows of {rows.source}"
-    if rows.truncated or rows.skipped:
-        text += f" ({rows.truncated:,} truncated, {rows.skipped:,} skipped)"
-    return text

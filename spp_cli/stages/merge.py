@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,12 +14,15 @@ from spp_cli.models.checkpoint import copy_companions
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.progress import Reporter
+from spp_cli.sparsity.archive import pack_folder
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.verify import recorded_pattern, write_sparsity_record
 from spp_cli.stages.sparse_model import adapted_model, float32_logits
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["run"]
+
+ARCHIVE = "packed"
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
@@ -82,7 +86,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         )
     if rounded_to_zero:
         reporter.say(f"{rounded_to_zero:,} kept weights rounded to zero")
-    metrics = {
+    metrics: dict[str, Any] = {
         "sparsity": sparsity,
         "linears": len(layers),
         "largest_logit": adapter_logits.abs().max().item(),
@@ -90,6 +94,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         "kept_weights_rounded_to_zero": rounded_to_zero,
         "update_lost_to_the_mask": refused / changed if changed else 0.0,
     }
+    if config.merge.packed:
+        before, after = pack_folder(target, target / ARCHIVE)
+        metrics["bytes"], metrics["packed_bytes"] = before, after
+        reporter.say(f"packed: {after:,} bytes of {before:,}")
     return Result(metrics, digest)
 
 

@@ -58,11 +58,13 @@ class SparseModel:
     ) -> PreTrainedModel:
         """Bring the weights to ``device``, and adapters of ``method`` onto the linears ``names``.
 
+        Nothing but the adapters is left to train.
         With ``packed`` no more than one block is there with the zeros of those linears.
 
         Raises:
             ModelError: weights missing or corrupt, or a pruned weight that is not zero.
         """
+        self.model.requires_grad_(False)
         of_block = self.decoder.by_block(list(self.linears.values()))
         for index, linears in enumerate(of_block):
             self.source.load(index, device)

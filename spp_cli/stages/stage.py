@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spp_cli.data.row_store import RowStore
 from spp_cli.data.token_store import TokenStore
 
 __all__ = ["Result", "Sources"]
@@ -21,6 +22,7 @@ class Sources:
     digests: dict[str, str] = field(default_factory=dict)  # of "dense" and of each stage
     cache: Path | None = None  # where results of evaluations are remembered
     store: TokenStore = field(default_factory=TokenStore)  # where calibration tokens are kept
+    rows: RowStore = field(default_factory=RowStore)  # where tokens of training rows are kept
 
 
 @dataclass(frozen=True)

@@ -19,38 +19,28 @@ from spp_cli.training import sharding
 from spp_cli.training.callbacks import CheckMasks, KeepBest, Progress
 from spp_cli.training.checkpoints import mark_complete, newest_checkpoint
 
-__all__ = ["AdapterTrainer", "TokenRows", "pad_rows"]
-
-
-class TokenRows(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """Token rows with their labels, as a data set for the Trainer."""
-
-    def __init__(self, input_ids: Sequence[list[int]], labels: Sequence[list[int]]) -> None:
-        self._rows = [
-            {"input_ids": ids, "labels": targets}
-            for ids, targets in zip(input_ids, labels, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return self._rows[index]
+__all__ = ["AdapterTrainer", "pad_rows"]
 
 
 def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Return one batch, rows padded on the right; padding is neither attended to nor trained on."""
+    """Return one batch, rows padded on the right; padding is neither attended to nor trained on.
+
+    Where rows have ``position_ids``, being packed, padding is one more row of each: it has
+    positions of its own, and there is no attention mask, which would join the rows again.
+    """
     longest = max(len(row["input_ids"]) for row in rows)
 
     def padded(key: str, filler: int) -> Tensor:
         return torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
 
+    batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+    if "position_ids" in rows[0]:
+        positions = (row["position_ids"] for row in rows)
+        batch["position_ids"] = torch.tensor([p + list(range(longest - len(p))) for p in positions])
+        return batch
     lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
-    return {
-        "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", -100),
-        "attention_mask": (torch.arange(longest) < lengths).long(),
-    }
+    batch["attention_mask"] = (torch.arange(longest) < lengths).long()
+    return batch
 
 
 class AdapterTrainer(Trainer):
@@ -139,7 +129,8 @@ class AdapterTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *more: Any) -> Tensor:
         """Train on one batch and count its tokens, without waiting for the device."""
-        self._tokens += inputs["attention_mask"].sum()
+        mask = inputs.get("attention_mask")  # packed rows have none, and hardly any padding
+        self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
         loss: Tensor = super().training_step(model, inputs, *more)
         return loss
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from spp_cli.config import CalibrationConfig, CalibrationFormat, TextConfig
+from spp_cli.config import CalibrationConfig, SourceFormat, TextConfig
 from spp_cli.data.calibration import calibration_tokens
+from spp_cli.data.conversations import chat_example
 from spp_cli.data.documents import calibration_documents
 from spp_cli.data.files import Row
-from spp_cli.data.prompts import alpaca_example, chat_example, encode_example
+from spp_cli.data.prompts import alpaca_example, encode_example
 from spp_cli.data.tokens import encode, encode_document
 from spp_cli.errors import DataError
 
@@ -34,7 +35,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def tokens_of(
-    path: Path, tokenizer: Any, form: CalibrationFormat = "auto", field: str = "text"
+    path: Path, tokenizer: Any, form: SourceFormat = "auto", field: str = "text"
 ) -> list[list[int]]:
     """Return the tokens of every document of a file."""
     config = TextConfig(source=str(path), field=field)
@@ -44,7 +45,7 @@ def tokens_of(
 
 @pytest.mark.parametrize("form", ["auto", "chat"])
 def test_a_chat_is_in_the_models_own_template_as_finetune_has_it(
-    form: CalibrationFormat, chat_tokenizer: Any, tmp_path: Path
+    form: SourceFormat, chat_tokenizer: Any, tmp_path: Path
 ) -> None:
     found = tokens_of(write(tmp_path / "a.jsonl", CHATS), chat_tokenizer, form)
     for row, ids in zip(CHATS, found, strict=True):
@@ -57,7 +58,7 @@ def test_a_chat_is_in_the_models_own_template_as_finetune_has_it(
 
 @pytest.mark.parametrize("form", ["auto", "alpaca"])
 def test_an_instruction_without_a_template_is_in_alpacas_as_finetune_has_it(
-    form: CalibrationFormat, tokenizer: Any, tmp_path: Path
+    form: SourceFormat, tokenizer: Any, tmp_path: Path
 ) -> None:
     found = tokens_of(write(tmp_path / "a.jsonl", ALPACA), tokenizer, form)
     for row, ids in zip(ALPACA, found, strict=True):
@@ -69,7 +70,7 @@ def test_an_instruction_without_a_template_is_in_alpacas_as_finetune_has_it(
 
 @pytest.mark.parametrize("form", ["auto", "chat"])
 def test_an_instruction_with_a_template_is_a_turn_in_it_unless_alpaca_is_asked_for(
-    form: CalibrationFormat, chat_tokenizer: Any, tmp_path: Path
+    form: SourceFormat, chat_tokenizer: Any, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.jsonl", [*ALPACA, {"instruction": "Wait.", "output": "Yes."}])
     first, *_, last = tokens_of(path, chat_tokenizer, form)
@@ -83,7 +84,7 @@ def test_an_instruction_with_a_template_is_a_turn_in_it_unless_alpaca_is_asked_f
 
 @pytest.mark.parametrize("form", ["auto", "text"])
 def test_rows_with_the_field_are_text_whatever_else_they_have(
-    form: CalibrationFormat, chat_tokenizer: Any, tmp_path: Path
+    form: SourceFormat, chat_tokenizer: Any, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.jsonl", [{**CHATS[0], **ALPACA[0], "body": "def one(): pass"}])
     config = TextConfig(source=str(path), field="body")
@@ -129,7 +130,7 @@ def test_rendered_rows_are_packed_without_padding(chat_tokenizer: Any, tmp_path:
     ],
 )
 def test_rows_that_are_not_in_the_form_are_told(
-    rows: list[Any], form: CalibrationFormat, message: str, tokenizer: Any, tmp_path: Path
+    rows: list[Any], form: SourceFormat, message: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
         tokens_of(write(tmp_path / "a.jsonl", rows), tokenizer, form)

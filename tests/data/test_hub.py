@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spp_cli.data.hub import HubSet, hub_rows, offline_if_unreachable
+from spp_cli.data.hub import HubSet, hub_rows, hub_stream, hub_table, offline_if_unreachable
 from spp_cli.errors import DataError
 
 ROWS = [{"text": "one"}, {"text": "two"}]
@@ -131,3 +131,43 @@ def test_a_split_that_a_copy_lacks_is_told_with_those_it_has(tmp_path: Path) -> 
     write_parquet(tmp_path / "owner/name/train-00000-of-00001.parquet")
     with pytest.raises(DataError, match=r"Bad split: test\. Available splits: \['train'\]"):
         rows(HubSet("owner/name", None, "test"), tmp_path)
+
+
+def layout(folder: Path) -> Path:
+    """Lay out a data set of two files and two splits as the hub has them."""
+    for number in range(2):
+        write_parquet(folder / f"data/train-0000{number}-of-00002.parquet")
+    write_parquet(folder / "data/validation-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_folder_in_the_hubs_layout_is_read_by_number(tmp_path: Path) -> None:
+    folder = layout(tmp_path / "set")
+    wanted = HubSet(str(folder), None, "train")
+    table = hub_table(wanted, folder=folder, remedy="Do this")
+    assert [row.value for row in table] == [*ROWS, *ROWS]
+    assert table[2].place == f"{folder} row 3"
+    with pytest.raises(DataError, match=r"Unknown split .test.\. .* Do this$"):
+        hub_table(HubSet(str(folder), None, "test"), folder=folder, remedy="Do this")
+
+
+def test_a_stream_has_all_rows_in_an_order_that_the_seed_decides(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    lines = [json.dumps({"text": str(number)}) for number in range(50)]
+    (folder / "data/train.jsonl").write_text("\n".join(lines))
+    wanted = HubSet(str(folder), None, "train")
+
+    def streamed(seed: int) -> list[str]:
+        rows = hub_stream(wanted, folder=folder, remedy="Do this", seed=seed)
+        return [row.value["text"] for row in rows]
+
+    assert sorted(streamed(0), key=int) == list(map(str, range(50)))
+    assert streamed(0) == streamed(0)
+    assert len({tuple(streamed(seed)) for seed in range(3)}) == 3
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_stream_of_an_unreachable_hub_is_one_line_too() -> None:
+    with pytest.raises(DataError, match=r"no connection .* Do this$"):
+        next(hub_stream(HubSet(NOWHERE, None, "train"), folder=None, remedy="Do this", seed=0))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spp_cli.config import TrainingDataConfig
-from spp_cli.data.instructions import Rows, pack, training_rows
+from spp_cli.data.instructions import enough, training_rows
+from spp_cli.data.pools import Wanted, draws, pack
+from spp_cli.data.token_rows import Rows
 from spp_cli.errors import DataError
+from spp_cli.progress import Silent
 
+COPY = "copies of validation rows"
 ROWS = [{"instruction": f"Say {n}", "input": "", "output": f"It is {n}."} for n in range(40)]
 
 
@@ -26,11 +34,19 @@ def load(
     tokenizer: Any, source: str | Path, length: int = 256, seed: int = 0, **settings: Any
 ) -> tuple[Rows, Rows]:
     config = TrainingDataConfig.model_validate({"source": str(source), **settings})
-    return training_rows(config, tokenizer, length, demo=False, seed=seed)
+    return training_rows(Wanted(config, tokenizer, length, seed, demo=False), Silent())
+
+
+def ids_of(rows: Rows) -> list[list[int]]:
+    return [rows[index]["input_ids"] for index in range(len(rows))]
+
+
+def labels_of(rows: Rows) -> list[list[int]]:
+    return [rows[index]["labels"] for index in range(len(rows))]
 
 
 def texts(tokenizer: Any, rows: Rows) -> list[str]:
-    return tokenizer.batch_decode(rows.input_ids, skip_special_tokens=True)
+    return tokenizer.batch_decode(ids_of(rows), skip_special_tokens=True)
 
 
 @given(
@@ -41,27 +57,27 @@ def test_packing_keeps_every_token_once_and_in_order(
     documents: list[list[int]], length: int
 ) -> None:
     stream = [token for document in documents for token in document]
-    blocks = pack(documents, length)
+    blocks = list(pack(documents, length))
     packed = [token for block in blocks for token in block]
     assert packed == stream[: len(packed)]
     assert len(stream) - len(packed) == (1 if len(stream) % length == 1 else 0)
     assert all(len(block) == length for block in blocks[:-1])
     assert all(2 <= len(block) <= length for block in blocks[-1:])
-    assert pack(documents, length, 2) == blocks[:2]
+    assert list(pack(documents, length, 2)) == blocks[:2]
 
 
 def test_the_embedded_model_validates_on_modules_it_never_saw(tokenizer: Any) -> None:
     config = TrainingDataConfig(samples=3, validation_samples=2)
-    train, validation = training_rows(config, tokenizer, 64, demo=True, seed=0)
-    assert (len(train.input_ids), len(validation.input_ids)) == (3, 2)
-    assert train.source == validation.source == "demo"
-    assert train.labels == train.input_ids
-    assert {len(block) for block in train.input_ids + validation.input_ids} == {64}
+    train, validation = training_rows(Wanted(config, tokenizer, 64, 0, demo=True), Silent())
+    assert (len(train), len(validation)) == (3, 2)
+    assert train.account.source == validation.account.source == "demo"
+    assert labels_of(train) == ids_of(train)
+    assert {*train.lengths, *validation.lengths} == {64}
 
 
 def test_every_row_is_either_trained_on_or_validated_on(tokenizer: Any, tmp_path: Path) -> None:
     train, validation = load(tokenizer, write(tmp_path / "a.jsonl", ROWS))
-    assert (len(train.input_ids), len(validation.input_ids)) == (36, 4)
+    assert (len(train), len(validation)) == (36, 4)
     found = texts(tokenizer, train) + texts(tokenizer, validation)
     assert sorted(text.rsplit("\n", 1)[-1] for text in found) == sorted(
         row["output"] for row in ROWS
@@ -79,16 +95,18 @@ def test_validation_takes_at_most_every_tenth_row_and_none_of_the_trained_ones(
     rows = [{"instruction": "Say", "output": str(n)} for n in range(count)]
     path = write(tmp_path_factory.mktemp("rows") / "a.jsonl", rows)
     train, validation = load(tokenizer, path, seed=seed, validation_samples=validation_samples)
-    assert len(validation.input_ids) == max(1, min(validation_samples, count // 10))
-    assert len(train.input_ids) == count - len(validation.input_ids)
-    assert not {*map(tuple, train.input_ids)} & {*map(tuple, validation.input_ids)}
+    assert len(validation) == max(1, min(validation_samples, count // 10))
+    assert len(train) == count - len(validation)
+    assert not {*map(tuple, ids_of(train))} & {*map(tuple, ids_of(validation))}
 
 
 def test_a_copy_of_a_validation_row_is_not_trained_on(tokenizer: Any, tmp_path: Path) -> None:
     rows = [*ROWS, *ROWS]
     train, validation = load(tokenizer, write(tmp_path / "a.jsonl", rows))
-    assert not {*map(tuple, train.input_ids)} & {*map(tuple, validation.input_ids)}
-    assert train.skipped == len({*map(tuple, validation.input_ids)}) * 2 - len(validation.input_ids)
+    assert not {*map(tuple, ids_of(train))} & {*map(tuple, ids_of(validation))}
+    assert train.account.skipped[COPY] == len({*map(tuple, ids_of(validation))}) * 2 - len(
+        validation
+    )
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(
@@ -96,15 +114,16 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(
 ) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     first, again, other = (load(tokenizer, path, seed=seed, samples=9) for seed in (0, 0, 1))
-    assert first == again
-    assert [rows.digest for rows in first] != [rows.digest for rows in other]
-    assert len(first[0].input_ids) == 9
+    digests = [[rows.digest for rows in each] for each in (first, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert ids_of(first[0]) == ids_of(again[0])
+    assert len(first[0]) == 9
 
 
 def test_the_digest_covers_the_labels(tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     whole, answers = (load(tokenizer, path, train_on_prompt=on)[0] for on in (True, False))
-    assert whole.input_ids == answers.input_ids
+    assert ids_of(whole) == ids_of(answers)
     assert whole.digest != answers.digest
 
 
@@ -112,18 +131,50 @@ def test_long_rows_are_cut_and_counted(tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"instruction": "Go on", "output": "on " * 200}, *ROWS[:9]])
     held_out = write(tmp_path / "b.jsonl", ROWS[9:])
     train, validation = load(tokenizer, path, 128, validation_source=str(held_out))
-    assert [len(ids) == 128 for ids in train.input_ids] == [True] + [False] * 9
-    assert (train.truncated, validation.truncated, train.skipped) == (1, 0, 0)
+    assert [len(ids) == 128 for ids in ids_of(train)] == [True] + [False] * 9
+    assert (train.account.truncated, validation.account.truncated) == (1, 0)
+    assert train.account.skipped == {}
 
 
-def test_a_row_that_has_nothing_left_to_learn_is_skipped_and_counted(
-    tokenizer: Any, tmp_path: Path
-) -> None:
+def test_what_is_left_out_is_counted_by_its_reason(tokenizer: Any, tmp_path: Path) -> None:
     wordy = {"instruction": "Think. " * 200, "output": "Yes"}  # the answer lies beyond the cut
-    path = write(tmp_path / "a.jsonl", [*ROWS[:20], {"instruction": "Add", "output": ""}, wordy])
+    rows = [*ROWS[:21], {"instruction": "Add", "output": ""}, wordy, wordy]
+    path = write(tmp_path / "a.jsonl", rows)
     held_out = write(tmp_path / "b.jsonl", ROWS[20:])
     train, _ = load(tokenizer, path, 128, validation_source=str(held_out), train_on_prompt=False)
-    assert (len(train.input_ids), train.skipped, train.truncated) == (20, 2, 0)
+    assert (len(train), train.account.truncated, train.account.read) == (20, 0, 24)
+    assert train.account.skipped == {"empty": 1, "too long to reach an answer": 2, COPY: 1}
+    assert str(train.account) == (f" (left out: 1 {COPY}, 1 empty, 2 too long to reach an answer)")
+
+
+@given(count=st.integers(0, 300), seed=st.integers(0, 2**32), most=st.integers(1, 300))
+def test_rows_are_drawn_in_the_order_of_a_shuffle_that_is_never_held(
+    count: int, seed: int, most: int
+) -> None:
+    shuffled = random.Random(seed).sample(range(count), count)
+    assert list(draws(count, seed)) == shuffled
+    assert list(draws(count, seed, most)) == shuffled[:most]
+
+
+@given(rows=st.integers(1, 10**7), length=st.integers(8, 8192))
+def test_enough_rows_are_no_fewer_than_asked_and_not_many_more(rows: int, length: int) -> None:
+    found = enough(rows, length)
+    assert rows <= found
+    assert found < 2 * rows or found * length <= 2**25
+
+
+def test_rows_beyond_what_training_can_use_are_not_looked_at(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS, *[{"no": "row"}] * 4000])
+    held_out = write(tmp_path / "b.jsonl", ROWS[20:])
+    config = TrainingDataConfig(source=str(path), validation_source=str(held_out))
+    with pytest.raises(DataError, match="no key 'instruction'"):
+        training_rows(Wanted(config, tokenizer, 128, 0, demo=False, most=400), Silent())
+    first = next(draws(4040, 139))
+    assert first < 40  # of this seed the first row is a good one
+    train, _ = training_rows(Wanted(config, tokenizer, 128, 139, demo=False, most=1), Silent())
+    assert train.account.read == 1
 
 
 def test_a_validation_source_is_used_whole_up_to_its_samples(
@@ -133,8 +184,8 @@ def test_a_validation_source_is_used_whole_up_to_its_samples(
     train, validation = load(
         tokenizer, path, validation_source=str(held_out), validation_samples=20
     )
-    assert (len(validation.input_ids), validation.source) == (20, str(held_out))
-    assert (len(train.input_ids), train.skipped) == (20, 20)
+    assert (len(validation), validation.account.source) == (20, str(held_out))
+    assert (len(train), train.account.skipped) == (20, {COPY: 20})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +213,7 @@ def test_plain_text_is_packed_with_beginning_and_end_of_each_file(
     (tmp_path / "a.txt").write_text("one two three " * 20)
     (tmp_path / "b.md").write_text("four five six " * 20)
     train, validation = load(tokenizer, tmp_path, 16)
-    ids = [token for block in train.input_ids + validation.input_ids for token in block]
+    ids = [token for block in ids_of(train) + ids_of(validation) for token in block]
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 2
 
 
@@ -193,3 +244,67 @@ def test_plain_text_is_not_read_as_instructions(tokenizer: Any, tmp_path: Path) 
     for source in ("demo", tmp_path / "a.txt"):
         with pytest.raises(DataError, match="is plain text, and format is alpaca"):
             load(tokenizer, source, format="alpaca")
+
+
+def hub_layout(folder: Path, count: int) -> Path:
+    """Lay out a data set as the hub has it, with a split that is not to be read."""
+    (folder / "data").mkdir(parents=True)
+    write(folder / "data/train-00000-of-00001.jsonl", (ROWS * count)[:count])
+    write(folder / "data/validation-00000-of-00001.jsonl", ROWS[:1])
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_in_the_hubs_layout_is_read_split_by_split(
+    streaming: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = hub_layout(tmp_path / "set", 40)
+    settings = {"split": "train", "streaming": streaming, "samples": 36}
+    train, validation = load(tokenizer, folder, **settings)
+    assert (len(train), len(validation)) == (36, 4)
+    found = texts(tokenizer, train) + texts(tokenizer, validation)
+    assert sorted(text.rsplit("\n", 1)[-1] for text in found) == sorted(
+        row["output"] for row in ROWS
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_is_read_no_further_than_needed(tokenizer: Any, tmp_path: Path) -> None:
+    folder = hub_layout(tmp_path / "set", 1)
+    for number in range(40):
+        write(folder / f"data/train-{number:05d}-of-00040.jsonl", ROWS * 25)
+    (folder / "data/train-00007-of-00040.jsonl").write_text("no JSON\n")
+    settings = {"split": "train", "streaming": True, "samples": 50, "validation_samples": 10}
+    found = []
+    for seed in range(4):  # which decides which of the files come first
+        try:
+            found.append([len(rows) for rows in load(tokenizer, folder, seed=seed, **settings)])
+        except DataError:
+            continue
+    assert 0 < len(found) < 4
+    assert all(sum(lengths) <= 60 for lengths in found)
+
+
+def test_a_stream_without_an_end_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    folder = hub_layout(tmp_path / "set", 3)
+    with pytest.raises(DataError, match=r"Set finetune\.data\.samples or finetune\.max_steps"):
+        load(tokenizer, folder, split="train", streaming=True)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.parquet", "folder"])
+def test_whatever_holds_the_rows_they_are_the_same(
+    name: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        write(path / "1.jsonl", ROWS[:13])
+        write(path / "2.jsonl", ROWS[13:])
+    elif name == "a.json":
+        path.write_text(json.dumps(ROWS))
+    elif name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        path.write_bytes(gzip.compress(write(tmp_path / "a.jsonl", ROWS).read_bytes()))
+    plain = load(tokenizer, write(tmp_path / "b.jsonl", ROWS))
+    assert [rows.digest for rows in load(tokenizer, path)] == [rows.digest for rows in plain]

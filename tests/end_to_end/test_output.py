@@ -80,7 +80,7 @@ def test_finetune_shows_its_own_lines_and_no_others(folder, checkpointing):
     done = spp(folder, "finetune", *ONE_STEP, "--set", setting)
     assert done.returncode == 0
     expected = [
-        r"data: 4 rows of demo; 4 rows to validate on",
+        r"data: 4 rows of demo; 4 rows to validate on(; tokenized before)?",
         r"trainable: [\d,]+ of [\d,]+ parameters in 42 linears",
         r"finetune: 1/1 steps in [\d.]+ s",
         r"validation perplexity: [\d.]+ before, [\d.]+ after",

@@ -129,6 +129,26 @@ def test_the_log_says_how_fast_in_how_much_memory_and_where_the_masks_were_check
     assert checked == {4: digest, 8: digest, 12: digest}
 
 
+def test_every_adapter_trains_and_nothing_else(sources, tmp_path):
+    metrics = train(sources, tmp_path / "a").metrics
+    found = adapter(tmp_path / "a")
+    sizes = [tensor.numel() for tensor in found.values()]
+    assert metrics["trainable_parameters"] == sum(sizes)
+    assert metrics["total_parameters"] == metrics["trainable_parameters"] + sum(
+        tensor.numel()
+        for tensor in load_file(sources.stages["prune"] / "model.safetensors").values()
+    )
+    started_as_zero = [tensor for name, tensor in found.items() if name.endswith(".B")]
+    assert all(tensor.count_nonzero() for tensor in started_as_zero)
+
+
+def test_a_packed_base_gives_the_same_losses_and_adapter_bit_for_bit(sources, tmp_path):
+    dense = train(sources, tmp_path / "dense").metrics
+    packed = train(sources, tmp_path / "packed", base_storage="packed").metrics
+    assert packed == dense
+    assert same(adapter(tmp_path / "packed"), adapter(tmp_path / "dense"))
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(sources, tmp_path):
     train(sources, tmp_path / "a")
     train(sources, tmp_path / "b")
@@ -371,6 +391,26 @@ def test_bfloat16_trains_on_a_cpu_and_keeps_the_adapter_in_float32(sources, tmp_
     assert all(tensor.dtype == torch.float32 for tensor in adapter(tmp_path / "a").values())
 
 
+def test_a_step_on_packed_rows_is_a_step_on_the_rows(sources, tmp_path):
+    rows = [{"prompt": f"x = {n}", "completion": f"\ny = {n} * x"} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"source": str(tmp_path / "rows.jsonl"), "train_on_prompt": False}
+    data |= {"sequence_length": 48, "validation_samples": 2}
+    how = {"batch_size": 24, "max_steps": 1, "evaluate_every": 1}
+    plain = train(sources, tmp_path / "a", data=data, **how).metrics
+    talk = Talk()
+    packed = train(sources, tmp_path / "b", talk, data={**data, "packing": True}, **how).metrics
+    sequences, fill = packed["train"].pop("sequences"), packed["train"].pop("fill")
+    assert packed["train"] == plain["train"]
+    assert 1 < sequences < plain["train"]["rows"] == 22
+    assert fill == pytest.approx(plain["train"]["tokens"] / (48 * sequences), abs=1e-4)
+    assert any(f"in {sequences} sequences that are" in line for line in talk.said)
+    assert packed["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+    one, other = adapter(tmp_path / "a"), adapter(tmp_path / "b")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
 def test_only_the_target_modules_get_an_adapter(sources, tmp_path):
     metrics = train(sources, tmp_path / "a", target_modules=["*.mlp.*"], max_steps=3).metrics
     assert metrics["linears"] == 6
@@ -410,3 +450,15 @@ def test_padding_is_neither_attended_to_nor_trained_on():
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_beside_packed_rows_padding_is_one_more_row():
+    batch = pad_rows(
+        [
+            {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], "position_ids": [0, 1, 0, 1]},
+            {"input_ids": [9, 4], "labels": [9, 4], "position_ids": [0, 1]},
+        ]
+    )
+    assert batch.keys() == {"input_ids", "labels", "position_ids"}
+    assert batch["labels"].tolist() == [[5, 6, -100, 8], [9, 4, -100, -100]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 0, 1]]

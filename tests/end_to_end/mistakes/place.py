@@ -105,7 +105,7 @@ def contents() -> dict[str, str]:
 
     Locks and remembered digests are no content, nor are tokens that the next run reads again.
     """
-    ours = {".cache", ".calibration"}
+    ours = {".cache", ".calibration", ".training"}
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path().rglob("*"))

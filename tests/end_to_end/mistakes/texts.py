@@ -184,9 +184,17 @@ MISTAKES = [
         (written("qa.jsonl", '{"question": "1?", "answer": "2"}\n'),),
     ),
     Mistake(
+        "a pair without what was chosen",
+        f"{FINETUNE} --data pairs.jsonl --format preference",
+        "pairs.jsonl:…: no key 'chosen'; its keys: prompt, rejected. "
+        "Name these keys so, or set finetune.data.format",
+        (written("pairs.jsonl", '{"prompt": "1", "rejected": "2"}\n' * 4),),
+    ),
+    Mistake(
         "training rows with nothing to learn",
         f"{FINETUNE} --data blank.jsonl",
-        "finetune.data: blank.jsonl leaves no row to validate on: …",
+        "finetune.data: blank.jsonl leaves no row to validate on: it has 4, and of those chosen "
+        "none is of use (left out: 1 empty). Give more rows, …",
         (written("blank.jsonl", '{"instruction": "1", "output": ""}\n' * 4),),
     ),
     Mistake(
