@@ -237,7 +237,7 @@ def main() -> None:
     if arguments.make:
         make_model(arguments.make, Shape(**{**vars(MEMORY), "blocks": arguments.blocks}))
     elif arguments.peak:
-        from spp_cli.pipeline import peak_memory
+        from spp_cli.memory import peak_memory
 
         prune(arguments.peak, MEMORY, "wanda", "two-pass", "2:4")
         print(peak_memory() // 1024)

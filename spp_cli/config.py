@@ -451,6 +451,12 @@ class FinetuneConfig(Section):
     checkpoint_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints; default: as validations"
     )
+    check_mask_every: int | None = Field(
+        None, ge=1, description="Steps between checks of every zero; default: as validations"
+    )
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_at_commas)
+    ] = Field((), strict=False, description="Where losses go besides log.jsonl; each is an extra")
 
 
 class MergeConfig(Section):

@@ -159,6 +159,7 @@ _FINETUNE = (
     Flag("Training", "finetune.gradient_checkpointing"),
     Flag("Training", "finetune.evaluate_every"),
     Flag("Training", "finetune.checkpoint_every"),
+    Flag("Training", "finetune.report_to"),
 )
 _MERGE = (
     Flag("Result", "merge.packed"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,19 +14,12 @@ from spp_cli import processes
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError, ModelError, SppError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
+from spp_cli.memory import peak_memory
 from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = [
-    "StageOutcome",
-    "calibrate",
-    "find_lr",
-    "peak_memory",
-    "preview",
-    "run_stages",
-    "stage_settings",
-]
+__all__ = ["StageOutcome", "calibrate", "find_lr", "preview", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -36,7 +27,7 @@ MODULES = {
     "merge": "spp_cli.stages.merge",
     "eval": "spp_cli.stages.evaluate",
 }
-_TOGETHER = ("prune",)  # what several processes do together
+_TOGETHER = ("prune", "finetune")  # what several processes do together
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prune": (),
     "finetune": ("prune",),
@@ -76,6 +67,7 @@ def run_stages(
     if not processes.is_main():
         for stage in stages:
             _help_with(stage, config, workspace)
+        processes.disconnect()
         return []
     outcomes = []
     for stage in stages:
@@ -99,15 +91,15 @@ def _meet(stages: Sequence[str], config: SppConfig) -> None:
 
 def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
     """Do the part in ``stage`` of a process that is not the main one."""
-    partial = processes.follow()
-    if partial is None:
+    told = processes.follow()
+    if told is None:
         return
+    partial, folders = told
     from spp_cli.stages.stage import Sources
 
     model, demo = _dense_model(config, stage)
     module = importlib.import_module(MODULES[stage])
-    module.run(config, Sources(model, demo, **_stores(workspace)), partial, Silent())
-    processes.disconnect()
+    module.run(config, Sources(model, demo, folders, **_stores(workspace)), partial, Silent())
 
 
 def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dict[str, Any]:
@@ -180,7 +172,7 @@ def _run_stage(
     run: Run,
     reporter: Reporter,
     force: bool,
-    tell: Callable[[Path], None],
+    tell: Callable[[Any], None],
 ) -> StageOutcome:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     # Imported here, not above: help and status must not wait for torch.
@@ -209,7 +201,7 @@ def _run_stage(
             assert manifest is not None
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
-        tell(partial)
+        tell((partial, folders))
         cache = workspace.root / ".cache" / "evaluations"
         sources = Sources(model, demo, folders, digests, cache, **_stores(workspace))
         started, clock = datetime.now(timezone.utc), time.monotonic()
@@ -260,7 +252,8 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
     """Return the settings that decide the stage's result. Where it runs is none of them."""
     everything = config.model_dump(mode="json")
     settings = {**everything[stage]}
-    settings.pop("offload", None)
+    for key in ("offload", "report_to", "check_mask_every"):
+        settings.pop(key, None)
     if stage == "prune" and settings["allocation"]["name"] == "globs":
         # The first glob that matches counts: here the order of keys decides, and must be seen.
         settings["allocation"] = [list(item) for item in settings["allocation"].items()]
@@ -286,18 +279,3 @@ def _inputs(
     if held_out and (digest := source_digest(held_out, "validation", demo=demo, cache=cache)):
         inputs["validation"] = digest
     return inputs
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes, GPU included if it was used."""
-    try:
-        # Unlike what getrusage says, this counts nothing of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):  # another system than Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak += torch.cuda.max_memory_allocated()
-    return peak

@@ -14,11 +14,12 @@ import torch
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import resolve_length
 from spp_cli.fingerprint import FORMAT, Fingerprint, differences
+from spp_cli.memory import peak_memory
 from spp_cli.models.activations import choose_offload
 from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
-from spp_cli.pipeline import peak_memory, stage_settings
+from spp_cli.pipeline import stage_settings
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
 from spp_cli.pruning.orders import choose_order

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from spp_cli.errors import ConfigError
+from spp_cli.errors import ConfigError, SppError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ __all__ = [
     "collect",
     "connect",
     "count",
+    "decide",
     "disconnect",
     "follow",
     "give_out",
@@ -31,7 +32,12 @@ __all__ = [
     "main_first",
     "number",
     "send",
+    "spread",
+    "wait_for_all",
+    "whole",
 ]
+
+Value = TypeVar("Value")
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -122,6 +128,24 @@ def main_first() -> Iterator[None]:
             give_out(None)
 
 
+def decide(choose: Callable[[], Value]) -> Value:
+    """Return what the main process chooses, a small thing; a mistake it finds is raised in all."""
+    chosen: Value | SppError
+    try:
+        chosen = choose() if is_main() else None  # type: ignore[assignment]
+    except SppError as error:
+        chosen = error
+    chosen = give_out(chosen)
+    if isinstance(chosen, SppError):
+        raise chosen
+    return chosen
+
+
+def wait_for_all() -> None:
+    """Return when every process has come this far."""
+    collect(None)
+
+
 def add_up(tensors: Iterable[torch.Tensor]) -> None:
     """Replace each tensor by its sum over all processes, which all have it in this shape."""
     if count() > 1:
@@ -164,3 +188,17 @@ def collect(value: Any) -> list[Any]:
 def agree_on_lowest(value: int) -> int:
     """Return the lowest ``value`` of any process."""
     return min(collect(value))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor of which each process may hold a part; all have to ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread(tensor: torch.Tensor, like: Any) -> torch.Tensor:
+    """Return ``tensor`` in parts, as the processes hold the tensor ``like``: undoes ``whole``."""
+    if not hasattr(like, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)

@@ -17,6 +17,8 @@ from spp_cli.fingerprint import UNFINISHED
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 # Only a folder in progress has these; whatever else is in it is output.
 FINGERPRINT, PROGRESS, RESUME = "fingerprint.json", "progress.json", ".resume"
+# Output for people to look at: with times in it, so that no later stage must depend on it.
+LOG, LOSS_PLOT, TENSORBOARD = "log.jsonl", "loss.png", "tensorboard"
 
 
 def partial_of(result: Path) -> Path:
@@ -39,6 +41,11 @@ def output_files(folder: Path) -> dict[str, int]:
         for path, name in zip(paths, names, strict=True)
         if name.parts[0] not in own
     }
+
+
+def is_result(name: str) -> bool:
+    """Whether this file of output is what later stages read, rather than a record for people."""
+    return Path(name).parts[0] not in (LOG, LOSS_PLOT, TENSORBOARD)
 
 
 def damage(folder: Path, files: Mapping[str, int]) -> str | None:

@@ -19,6 +19,7 @@ GROUND = {
     "fields",
     "progress",
     "fingerprint",
+    "memory",
     "processes",
     "__init__",
 }

@@ -165,8 +165,11 @@ def test_another_dense_model_is_refused_like_another_setting():
         run("prune")
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.device", "cpu"), ("prune.offload", "disk")])
-def test_where_it_runs_is_no_setting_of_the_result(key, value):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.device", "cpu"), ("prune.offload", "disk"), ("finetune.check_mask_every", 1)],
+)
+def test_where_it_runs_and_how_it_is_watched_is_no_setting_of_the_result(key, value):
     stages = ["prune", "finetune", "merge"]
     assert skipped(run(*stages, changes={key: value})) == stages
 
@@ -263,7 +266,7 @@ def test_a_stage_without_what_it_reads_says_what_to_run_and_creates_nothing():
 def test_a_loss_of_nan_leaves_the_earlier_adapter_as_it_was():
     before = digest("finetune")
     wild = {"finetune.learning_rate": 1e30, "finetune.max_grad_norm": 1e30}
-    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at step \d"):
+    with pytest.raises(NumericalError, match=r"(nan|inf) at step \d"):
         run("finetune", force=True, changes=wild)
     assert digest("finetune") == before
     assert states() == dict.fromkeys(STAGES, "done")

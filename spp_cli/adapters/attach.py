@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spp_cli import processes
 from spp_cli.adapters import TABLE
 from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
 from spp_cli.adapters.frozen import DenseWeight, FrozenWeight, PackedWeight
@@ -60,12 +61,17 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
 
 
 def save_adapter(model: nn.Module, folder: Path, description: dict[str, Any]) -> None:
-    """Write what trains into ``folder``, and ``description`` (method, base's digests) beside it."""
+    """Write what trains into ``folder``, and ``description`` (method, base's digests) beside it.
+
+    Of several processes, each of which may hold a part of it, all have to call; one writes.
+    """
     tensors = {
-        f"{layer}.{name}": parameter.detach().cpu().contiguous()
+        f"{layer}.{name}": processes.whole(parameter.detach()).cpu().contiguous()
         for layer, module in adapted_layers(model).items()
         for name, parameter in module.adapter_parameters().items()
     }
+    if not processes.is_main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
@@ -114,4 +120,4 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
                 f"{path} is for another base: {name} is {tuple(saved[name].shape)}, "
                 f"the model's is {tuple(parameter.shape)}"
             )
-        parameter.data.copy_(saved[name])
+        parameter.data.copy_(processes.spread(saved[name], parameter))

@@ -8,16 +8,24 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from spp_cli import processes
 from spp_cli.adapters.attach import save_adapter
-from spp_cli.config import SppConfig
+from spp_cli.config import FinetuneConfig, SppConfig
+from spp_cli.errors import MissingExtraError
 from spp_cli.evaluation.perplexity import exp_nats
+from spp_cli.models.experts import routers
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.progress import Reporter
-from spp_cli.publishing import PROGRESS, RESUME
+from spp_cli.publishing import LOG, LOSS_PLOT, PROGRESS, RESUME, TENSORBOARD
+from spp_cli.reporting.loss_plot import draw_losses
 from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
 from spp_cli.stages.training_data import training_data
-from spp_cli.training.trainer import AdapterTrainer, newest_checkpoint, training_arguments
+from spp_cli.training.arguments import check_reports, rows_per_step, training_arguments
+from spp_cli.training.callbacks import CheckMasks
+from spp_cli.training.mask_check import MaskCheck
+from spp_cli.training.sharding import check_launch, loading_device
+from spp_cli.training.trainer import AdapterTrainer
 
 __all__ = ["run"]
 
@@ -26,8 +34,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     """Train adapters on the pruned model of ``sources`` and leave the best of them in ``target``.
 
     Checkpoints go below the folder for resuming; training goes on from the newest that is whole.
+    Several processes share each step's rows out among them, and one writes.
     """
     settings, trusted = config.finetune, config.model.trust_remote_code
+    check_reports(settings.report_to)
     device = resolve_device(config.model.device)
     set_seed(config.seed)
     sparse = pruned_model(
@@ -35,15 +45,18 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         dtype=_dtype(settings.precision, device),
         trust_remote_code=trusted,
     )
+    has_experts = any(any(True for _ in routers(block)) for block in sparse.decoder.blocks)
+    check_launch(has_experts=has_experts)
     names = sparse.choose(settings.target_modules, settings.exclude_modules)
     total = sum(p.numel() for p in sparse.model.parameters())
     packed = settings.base_storage == "packed"
-    sparse.load(device, settings.adapter, names, packed=packed)
+    sparse.load(loading_device(device), settings.adapter, names, packed=packed)
     trainable = sum(p.numel() for p in sparse.model.parameters() if p.requires_grad)
     total += trainable
 
     data = training_data(config, sources, sparse.model, reporter)
     reporter.say(f"trainable: {trainable:,} of {total:,} parameters in {len(names)} linears")
+    reporter.say(f"each step: {_step(settings)}")
 
     description = {
         "format": 1,
@@ -54,25 +67,40 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     sparse.model.config.use_cache = False
     if settings.gradient_checkpointing:
         _recompute_activations(sparse.model)
-    checkpoints = target / RESUME
+    arguments = training_arguments(
+        settings,
+        target / RESUME,
+        rows=len(data.train),
+        seed=config.seed,
+        device=device,
+        has_experts=has_experts,
+    )
+    check = MaskCheck(sparse.decoder.blocks, sparse.decoder.path, sparse.masks)
+    log = target / LOG
     trainer = AdapterTrainer(
         model=sparse.model,
-        args=training_arguments(
-            settings, checkpoints, rows=len(data.train), seed=config.seed, device=device
-        ),
+        args=arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
+        blocks=sparse.decoder.blocks,
         description=description,
+        masks=CheckMasks(check, settings.check_mask_every or int(arguments.eval_steps)),
         reporter=reporter,
-        log=target / "log.jsonl",
+        log=log,
+        tensorboard=target / TENSORBOARD,
         progress=target / PROGRESS,
     )
-    before = trainer.evaluate()["eval_loss"]
-    newest = newest_checkpoint(checkpoints, reporter)
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    best_step = trainer.load_best()
-    after = trainer.evaluate()["eval_loss"]
+    trainer.train_to_end()
+    best_step, after = trainer.load_best()
+    check.run(best_step)
     save_adapter(sparse.model, target, description)
+    if not processes.is_main():
+        return Result({})
+    before = trainer.loss_before()
+    try:
+        draw_losses(log, target / LOSS_PLOT)
+    except MissingExtraError as error:
+        reporter.say(str(error))
     reporter.say(
         f"validation perplexity: {exp_nats(before):.2f} before, {exp_nats(after):.2f} after"
     )
@@ -85,6 +113,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "train_loss": trainer.mean_loss(),
             "steps": trainer.state.global_step,
             "best_step": best_step,
+            "processes": processes.count(),
+            "rows_per_step": rows_per_step(settings),
             "trainable_parameters": trainable,
             "total_parameters": total,
             "linears": len(names),
@@ -103,3 +133,13 @@ def _recompute_activations(model: Any) -> None:
     # transformers renamed it; the Trainer's own setting warns of that on every run.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
+
+
+def _step(settings: FinetuneConfig) -> str:
+    """Return "128 rows: 4 at once × 32 times × 1 process"."""
+    number = processes.count()
+    return (
+        f"{rows_per_step(settings)} rows: {settings.batch_size} at once × "
+        f"{settings.gradient_accumulation_steps} times × "
+        f"{number} process{'es' if number > 1 else ''}"
+    )

@@ -12,11 +12,18 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from spp_cli import processes
 from spp_cli.errors import NumericalError
 from spp_cli.fingerprint import write_json, write_text
 from spp_cli.progress import Reporter, Task
+from spp_cli.training.mask_check import GENTLER, MaskCheck
 
-__all__ = ["KeepBest", "Progress"]
+__all__ = ["REPRODUCIBLE", "CheckMasks", "KeepBest", "Progress"]
+
+# What a line of the log says of the training, the same whatever happened on the way ...
+REPRODUCIBLE = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "mask_digest")
+# ... and what it says of the machine.
+_MEASURED = ("tokens_per_second", "gpu_peak_bytes", "process_peak_bytes")
 
 
 class KeepBest(TrainerCallback):
@@ -29,7 +36,6 @@ class KeepBest(TrainerCallback):
     def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
         self.folder = folder
         self._save = save
-        self._has_ended = False
 
     def best(self) -> dict[str, Any]:
         """Return ``loss`` and ``step`` of the adapter in the folder; a loss of infinity if none."""
@@ -41,27 +47,44 @@ class KeepBest(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
         loss = metrics["eval_loss"]
-        if self._has_ended:
-            return  # that is the best one itself, measured again
-        if state.is_world_process_zero and loss < self.best()["loss"]:
-            unfinished = self.folder.with_suffix(".writing")
+        if not processes.decide(lambda: loss < self.best()["loss"]):
+            return
+        unfinished = self.folder.with_suffix(".writing")
+        if processes.is_main():
             shutil.rmtree(unfinished, ignore_errors=True)
-            self._save(unfinished)
+        self._save(unfinished)
+        if processes.is_main():
             record = {"loss": loss, "step": state.global_step}
             (unfinished / "best.json").write_text(json.dumps(record))
             shutil.rmtree(self.folder, ignore_errors=True)
             unfinished.rename(self.folder)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._has_ended = True
+
+class CheckMasks(TrainerCallback):
+    """Checks every so many steps that no zero was lost; ``digest_at`` tells where it was."""
+
+    def __init__(self, check: MaskCheck, every: int) -> None:
+        self._check = check
+        self._every = every
+        self._last_step = 0
+
+    def digest_at(self, step: int) -> str | None:
+        """Return the digest of the masks if they were checked after this step."""
+        return self._check.digest if step == self._last_step and step else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self._every == 0:
+            self._check.run(state.global_step)
+            self._last_step = state.global_step
+            control.should_log = True
 
 
 class Progress(TrainerCallback):
     """Shows steps and losses while they come, writes them down, and stops at a loss of NaN.
 
-    ``log`` gets one JSON line for each loss, ``progress`` how many steps are done. Lines have no
-    times in them, and those from before a kill come back with the checkpoint: whatever happened on
-    the way, the same training leaves the same log.
+    ``log`` gets one JSON line for each loss, ``progress`` how many steps are done. Lines from
+    before a kill come back with the checkpoint: whatever happened on the way, the same training
+    leaves the same log, but for its speed and memory.
     """
 
     def __init__(self, reporter: Reporter, log: Path, progress: Path) -> None:
@@ -70,8 +93,6 @@ class Progress(TrainerCallback):
         self._log = log
         self._progress = progress
         self._task: Task | None = None
-        self._before: list[dict[str, Any]] = []  # training begins with an empty history
-        self._has_ended = False
         self._detail = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -86,38 +107,43 @@ class Progress(TrainerCallback):
             control.should_log = True  # a kill after the checkpoint must not lose a loss
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-        if self._has_ended:
-            return  # the last validation is that of the best step, not of the last
-        if self._task is None:
-            self._before = list(state.log_history)
-        else:
+        if processes.is_main():
             done = {"done": state.global_step, "total": state.max_steps, "unit": "steps"}
             write_json(self._progress, done)
-            write_text(self._log, _lines([*self._before, *state.log_history]))
-        for name, label in (("loss", "loss"), ("eval_loss", "validation loss")):
-            if name in logs:
-                if not math.isfinite(logs[name]):
-                    raise NumericalError(_not_a_loss(label, logs[name], state.global_step))
-                self._detail = f"{label} {logs[name]:.3f}"
+            write_text(self._log, _lines(state.log_history))
+        scaled = getattr(args, "fp16", False)  # whose gradients overflow now and then, by design
+        for name, label in (
+            ("loss", "loss"),
+            ("eval_loss", "validation loss"),
+            ("grad_norm", "norm of the gradient"),
+        ):
+            if name in logs and not (math.isfinite(logs[name]) or (name == "grad_norm" and scaled)):
+                raise NumericalError(_not_a_number(label, logs[name], state.global_step))
+        self._detail = _detail(logs) or self._detail
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._has_ended = True
+
+def _detail(logs: dict[str, Any]) -> str:
+    """Return what stands beside the bar: "loss 2.345, lr 3.8e-03, 1,234 tokens/s"."""
+    if "eval_loss" in logs:
+        return f"validation loss {logs['eval_loss']:.3f}"
+    if "loss" not in logs:
+        return ""
+    detail = f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}"
+    speed = logs.get("tokens_per_second")
+    return detail if speed is None else f"{detail}, {speed:,.0f} tokens/s"
 
 
-def _not_a_loss(label: str, loss: float, step: int) -> str:
+def _not_a_number(label: str, value: float, step: int) -> str:
     if step == 0:
         return (
-            f"finetune: the {label} of the pruned model itself is {loss}. "
+            f"finetune: the {label} of the pruned model itself is {value}. "
             "Try finetune.precision: float32, or prune less"
         )
-    return (
-        f"finetune: {label} is {loss} at step {step}. "
-        "Lower finetune.learning_rate, or raise finetune.warmup_ratio"
-    )
+    return f"finetune: {label} is {value} at step {step}. {GENTLER}"
 
 
 def _lines(history: Iterable[dict[str, Any]]) -> str:
-    keys = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+    keys = (*REPRODUCIBLE, *_MEASURED)
     losses = (entry for entry in history if "loss" in entry or "eval_loss" in entry)
     return "".join(
         json.dumps({key: entry[key] for key in keys if key in entry}) + "\n" for entry in losses

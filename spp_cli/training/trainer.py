@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import Trainer
 
+from spp_cli import memory, processes
 from spp_cli.adapters.attach import load_adapter, save_adapter
-from spp_cli.config import FinetuneConfig
+from spp_cli.errors import NumericalError
 from spp_cli.progress import Reporter
-from spp_cli.training.callbacks import KeepBest, Progress
+from spp_cli.training import sharding
+from spp_cli.training.callbacks import CheckMasks, KeepBest, Progress
+from spp_cli.training.checkpoints import mark_complete, newest_checkpoint
 
-__all__ = ["AdapterTrainer", "newest_checkpoint", "pad_rows", "training_arguments"]
-
-_COMPLETE = "complete.json"  # written last, with the size of every file of the checkpoint
+__all__ = ["AdapterTrainer", "pad_rows"]
 
 
 def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -44,79 +43,69 @@ def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     return batch
 
 
-def training_arguments(
-    config: FinetuneConfig, folder: Path, *, rows: int, seed: int, device: torch.device
-) -> TrainingArguments:
-    """Return the Trainer's arguments for ``config`` on ``rows`` training rows."""
-    batches = math.ceil(rows / config.batch_size)
-    steps = config.max_steps or math.ceil(
-        config.epochs * math.ceil(batches / config.gradient_accumulation_steps)
-    )
-    evaluate_every = min(config.evaluate_every or math.ceil(steps / 5), steps)
-    return TrainingArguments(
-        output_dir=str(folder),
-        seed=seed,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
-        fp16=config.precision == "float16" and device.type == "cuda",
-        eval_strategy="steps",
-        eval_steps=evaluate_every,
-        save_strategy="steps",
-        save_steps=config.checkpoint_every or evaluate_every,
-        save_total_limit=2,
-        prediction_loss_only=True,
-        logging_steps=max(1, steps // 200),
-        logging_nan_inf_filter=False,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-
-
 class AdapterTrainer(Trainer):
     """A Trainer whose checkpoints hold adapter, optimizer, scheduler and random states.
 
     ``description`` is saved with each adapter. Losses go to ``reporter``, and to ``log`` as JSON
-    lines; how many steps are done also goes to ``progress``, as JSON.
-
-    Raises:
-        NumericalError: from ``train``, when the loss is NaN or infinite.
+    lines; how many steps are done also goes to ``progress``, as JSON. ``blocks`` are the decoder
+    blocks, of which each process holds a part if the model is sharded.
     """
 
     def __init__(
         self,
         *,
+        blocks: Sequence[nn.Module],
         description: dict[str, Any],
+        masks: CheckMasks,
         reporter: Reporter,
         log: Path,
+        tensorboard: Path,
         progress: Path,
         **keywords: Any,
     ) -> None:
+        self._blocks = blocks
         super().__init__(data_collator=pad_rows, **keywords)
         self.description = description
+        self._reporter = reporter
+        self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self._logged_at = time.monotonic()
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 self.remove_callback(callback)
+            if type(callback).__name__ == "TensorBoardCallback":
+                callback.logging_dir = callback.logging_dir or str(tensorboard)
+        self._masks = masks
+        self.add_callback(masks)
         self._progress = Progress(reporter, log, progress)
         self.add_callback(self._progress)
         self._best = KeepBest(Path(self.args.output_dir) / "best", self._save_to)
         self.add_callback(self._best)
 
-    def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """Train as the Trainer does; an error takes the bar off the screen before it is shown."""
-        with self._progress.bars:
-            return super().train(*arguments, **keywords)
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; a sharded model has the decoder blocks for units."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = sharding.shard_by_blocks(self.accelerator, self._blocks)
+
+    def train_to_end(self) -> None:
+        """Validate and train, from the newest whole checkpoint on if there is one.
+
+        Raises:
+            NumericalError: the loss is NaN or infinite.
+            CheckFailed: a zero was lost, or the base has changed.
+            WorkspaceError: the checkpoint is of another number of processes.
+        """
+        folder = Path(self.args.output_dir)
+        newest = processes.decide(lambda: newest_checkpoint(folder, self._reporter))
+        self.args.eval_on_start = newest is None
+        try:
+            with self._progress.bars:  # an error takes the bar off the screen before it is shown
+                self.train(resume_from_checkpoint=None if newest is None else str(newest))
+        except NumericalError as error:
+            raise NumericalError(f"{error}{self._what_is_left()}") from None
+
+    def loss_before(self) -> float:
+        """Return the validation loss of the pruned model as it came."""
+        return float(next(e["eval_loss"] for e in self.state.log_history if "eval_loss" in e))
 
     def mean_loss(self) -> float:
         """Return the mean loss of all steps, those before a kill included."""
@@ -127,53 +116,93 @@ class AdapterTrainer(Trainer):
                 last = entry["step"]
         return total / max(last, 1)
 
-    def load_best(self) -> int:
-        """Put the best adapter so far into the model; return the step after which it was saved.
+    def load_best(self) -> tuple[int, float]:
+        """Put the best adapter so far into the model; return its step and its validation loss.
 
         Step 0 is the pruned model as it came.
         """
         assert self.model is not None
+        processes.wait_for_all()  # the main one may still be writing it
         load_adapter(self.model, self._best.folder)
-        return int(self._best.best()["step"])
+        best = self._best.best()
+        return int(best["step"]), float(best["loss"])
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *more: Any) -> Tensor:
+        """Train on one batch and count its tokens, without waiting for the device."""
+        mask = inputs.get("attention_mask")  # packed rows have none, and hardly any padding
+        self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
+        loss: Tensor = super().training_step(model, inputs, *more)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; with each loss also speed, memory, and the masks' digest if they were checked."""
+        if "loss" in logs:
+            logs |= self._measured()
+            if digest := self._masks.digest_at(self.state.global_step):
+                logs["mask_digest"] = digest  # type: ignore[assignment]
+        super().log(logs, start_time)
+
+    def _measured(self) -> dict[str, float]:
+        """Return tokens a second of all processes since the last time, and this one's memory."""
+        now = time.monotonic()
+        tokens = sum(processes.collect(int(self._tokens)))
+        speed = tokens / max(now - self._logged_at, 1e-9)
+        self._tokens.zero_()
+        self._logged_at = now
+        if self.args.device.type == "cuda":
+            return {"tokens_per_second": speed, "gpu_peak_bytes": memory.gpu_peak()}
+        return {"tokens_per_second": speed, "process_peak_bytes": memory.process_peak()}
+
+    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
+        """Validate, which takes no time from the speed of training."""
+        began = time.monotonic()
+        metrics: dict[str, float] = super().evaluate(*arguments, **keywords)
+        self._logged_at += time.monotonic() - began
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, which is all that trains."""
+        self._save_to(Path(output_dir or self.args.output_dir))
 
     def _save_to(self, folder: Path) -> None:
         assert self.model is not None
         save_adapter(self.model, folder, self.description)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:
-            self._save_to(Path(output_dir or self.args.output_dir))
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        processes.wait_for_all()  # each writes its own random state
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            (folder / _COMPLETE).write_text(json.dumps(sizes))
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer's way would save the base too.
+        state = sharding.whole_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / "optimizer.pt", weights_only=True)
+        sharding.load_whole_state(self.optimizer, state)
+        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         assert self.model is not None
         load_adapter(self.model, Path(resume_from_checkpoint))
 
-
-def newest_checkpoint(folder: Path, reporter: Reporter) -> Path | None:
-    """Return the newest whole checkpoint below ``folder``; None if there is none.
-
-    A checkpoint that a kill left unfinished is removed, with a word about it.
-    """
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
-    for step in sorted(found, reverse=True):
-        if _is_complete(found[step]):
-            reporter.say(f"going on from step {step}")
-            return found[step]
-        reporter.warn(f"the checkpoint of step {step} is unfinished; it is left out")
-        shutil.rmtree(found[step])
-    return None
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        sizes = json.loads((checkpoint / _COMPLETE).read_text())
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+    def _what_is_left(self) -> str:
+        """Return what there is to go on with after a failure; empty if nothing better than zero."""
+        best = self._best.best()
+        if not best["step"]:
+            return ""
+        return (
+            f". The best adapter so far, of step {best['step']}, is in {self._best.folder}. "
+            "The same command goes on from the last checkpoint; other settings begin anew"
+        )

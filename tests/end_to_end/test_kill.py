@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import add_tokenizer, make_model
+from typer.testing import CliRunner
 
+from spp_cli.cli import app
+from spp_cli.training.callbacks import REPRODUCIBLE
 from spp_cli.workspace import Workspace
 
 SETTINGS = [
@@ -144,22 +149,35 @@ def test_the_old_result_survives_a_killed_replacement(tmp_path):
 
 # Forks before it computes anything, so that each of the many starts costs no imports.
 KILLED_OFTEN = """
-import os, random, signal, sys, time
+import importlib, os, random, signal, sys, time
 import torch
+from transformers import AutoModelForCausalLM
 from spp_cli.cli import app
-from spp_cli.stages import prune
+from spp_cli.pipeline import MODULES
 
 torch.set_num_threads(1)
-folder, *command = sys.argv[1:]
-moments, kills = random.Random(int(command.pop())), 0
+model, progress, seed, *command = sys.argv[1:]
+importlib.import_module(MODULES[command[0]])
+AutoModelForCausalLM.from_pretrained(model)  # what transformers reads but once
+moments, kills = random.Random(int(seed)), 0
+
+def work_done():
+    return os.stat(progress).st_mtime_ns if os.path.exists(progress) else None
+
+def has_ended(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
 while True:
+    before = work_done()
     child = os.fork()
     if not child:
         app(command)
         os._exit(9)  # never reached
-    # The first kills come early; when 20 have struck, the last child is left alone.
-    time.sleep(moments.uniform(0, 1.2)) if kills < 20 else None
-    if kills < 20:
+    if kills < 20:  # when 20 have struck, the last child is left alone
+        # Every other kill waits until work goes on; the others come at any time, some too early.
+        while kills % 2 and work_done() == before and not has_ended(child):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.6 if kills % 2 else 1.2))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
@@ -167,6 +185,23 @@ while True:
     kills += 1
 print(kills, os.WEXITSTATUS(status))
 """
+# The same number of threads: with another one sums come out otherwise in their last bits.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def kill_often(command: list[str], model: Path, partial: Path, seed: int) -> int:
+    """Kill a command at up to 20 random moments, then let it end; return how often it was."""
+    arguments = [str(model), str(partial / "progress.json"), str(seed), *command]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_OFTEN, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ONE_THREAD,
+    )
+    kills, code = map(int, done.stdout.split()[-2:])
+    assert code == 0, done.stderr
+    return kills
 
 
 @pytest.mark.slow
@@ -181,20 +216,52 @@ def test_a_pruning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_run
         return (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()
 
     common = ["prune", *settings, "--workspace", str(tmp_path / "workspace"), "--run"]
-    # The same number of threads: with another one sums come out otherwise in their last bits.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*SPP, *common, "calm"], check=True, capture_output=True, env=one_thread)
+    subprocess.run([*SPP, *common, "calm"], check=True, capture_output=True, env=ONE_THREAD)
     kills, seed = 0, 0
     while kills < 20:  # a run that was through before its twentieth kill is followed by another
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED_OFTEN, str(tmp_path), *common, f"r{seed}", str(seed)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=one_thread,
-        )
-        killed, code = map(int, done.stdout.split()[-2:])
-        assert code == 0, done.stderr
-        assert weights(f"r{seed}") == weights("calm")
-        kills, seed = kills + killed, seed + 1
-    assert kills >= 20
+        run = f"r{seed}"
+        partial = tmp_path / f"workspace/{run}/prune.partial"
+        kills += kill_often([*common, run], model, partial, seed)
+        assert weights(run) == weights("calm")
+        seed += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rhythm",
+    [("--evaluate-every", "4", "--checkpoint-every", "1"), ("--evaluate-every", "3")],
+    ids=["a checkpoint a step", "a checkpoint every three"],
+)
+def test_a_finetuning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_run(
+    rhythm, tmp_path
+):
+    model = add_tokenizer(make_model("llama", tmp_path / "model", vocab_size=4096))
+    place = ["--workspace", str(tmp_path / "workspace"), "--run"]
+    prune = ["prune", "--model", str(model), "--method", "magnitude", "--pattern", "2:4"]
+    assert CliRunner().invoke(app, [*prune, *place, "pruned"]).exit_code == 0
+    text = tmp_path / "text.txt"  # short, so that most of the time is training
+    text.write_text("".join(f"def add_{n}(x): return x + {n}\n" for n in range(200)))
+    common = ["finetune", "--data", str(text), "--sequence-length", "32", "--epochs", "8"]
+    common += ["--set", "finetune.data.samples=24", "--set", "finetune.data.validation_samples=4"]
+    common += ["--learning-rate", "0.05", "--batch-size", "4", "--accumulation", "2", "--quiet"]
+    common += [*rhythm, *place]
+
+    def begin(run: str) -> list[str]:
+        shutil.copytree(tmp_path / "workspace/pruned", tmp_path / "workspace" / run)
+        return [*common, run]
+
+    def left(run: str) -> tuple[bytes, list[dict[str, object]]]:
+        """Return the adapter, and the log without times."""
+        folder = tmp_path / f"workspace/{run}/finetune"
+        log = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        lines = [{key: line.get(key) for key in REPRODUCIBLE} for line in log]
+        return (folder / "adapter.safetensors").read_bytes(), lines
+
+    subprocess.run([*SPP, *begin("calm")], check=True, capture_output=True, env=ONE_THREAD)
+    kills, seed = 0, 0
+    while kills < 20:
+        run = f"r{seed}"
+        partial = tmp_path / f"workspace/{run}/finetune.partial"
+        kills += kill_often(begin(run), model, partial, seed)
+        assert left(run) == left("calm")
+        seed += 1

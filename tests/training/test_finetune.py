@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,20 +12,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import add_tokenizer, make_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from spp_cli.adapters.spp import SPP, SPPLinear
 from spp_cli.config import SppConfig
-from spp_cli.errors import NumericalError
+from spp_cli.errors import CheckFailed, MissingExtraError, NumericalError, WorkspaceError
 from spp_cli.progress import Silent
+from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.stages import finetune, prune
+from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
-from spp_cli.training.callbacks import KeepBest, Progress
-from spp_cli.training.trainer import (
-    AdapterTrainer,
-    newest_checkpoint,
-    pad_rows,
-    training_arguments,
-)
+from spp_cli.training.arguments import training_arguments
+from spp_cli.training.callbacks import REPRODUCIBLE, KeepBest, Progress
+from spp_cli.training.checkpoints import newest_checkpoint
+from spp_cli.training.mask_check import MaskCheck
+from spp_cli.training.trainer import AdapterTrainer, pad_rows
 
 
 class Talk(Silent):
@@ -85,6 +87,15 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter.safetensors")
 
 
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def reproducible(folder: Path) -> list[dict]:
+    """Return the log without what it says of the machine."""
+    return [{key: line[key] for key in REPRODUCIBLE if key in line} for line in log_of(folder)]
+
+
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -97,10 +108,25 @@ def test_it_lowers_the_loss_and_reports_perplexity_before_and_after(sources, tmp
     assert metrics["validation_perplexity_after"] == pytest.approx(expected)
     assert any("validation perplexity" in line for line in talk.said)
     assert metrics["steps"] == 12
-    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    logged = log_of(tmp_path / "a")
     assert [line["step"] for line in logged if "loss" in line] == list(range(1, 13))
     validated = [line["step"] for line in logged if "eval_loss" in line]
     assert validated == [0, 3, 6, 9, 12]
+    assert "each step: 2 rows: 2 at once × 1 times × 1 process" in talk.said
+    picture = (tmp_path / "a/loss.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_the_log_says_how_fast_in_how_much_memory_and_where_the_masks_were_checked(
+    sources, tmp_path
+):
+    train(sources, tmp_path / "a", check_mask_every=4)
+    steps = {line["step"]: line for line in log_of(tmp_path / "a") if "loss" in line}
+    assert all(line["tokens_per_second"] > 0 for line in steps.values())
+    assert all(line["process_peak_bytes"] > 10**7 for line in steps.values())
+    digest = KeepMasks(sources.stages["prune"]).digest
+    checked = {step: line["mask_digest"] for step, line in steps.items() if "mask_digest" in line}
+    assert checked == {4: digest, 8: digest, 12: digest}
 
 
 def test_every_adapter_trains_and_nothing_else(sources, tmp_path):
@@ -136,28 +162,32 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+def dying_at(step: int):
+    """Return a training step that is killed after so many steps."""
+    original = AdapterTrainer.training_step
+
+    def dying(self, *arguments, **keywords):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *arguments, **keywords)
+
+    return dying
+
+
 @pytest.mark.parametrize("step", [2, 3, 7, 11])
 def test_what_was_interrupted_at_any_step_ends_in_the_same_adapter_bit_for_bit(
     step, sources, tmp_path, monkeypatch
 ):
     whole = train(sources, tmp_path / "whole")
-    original = AdapterTrainer.training_step
-
-    def dying(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(AdapterTrainer, "training_step", dying)
+        patch.setattr(AdapterTrainer, "training_step", dying_at(step))
         with pytest.raises(Killed):
             train(sources, tmp_path / "cut")
     talk = Talk()
     cut = train(sources, tmp_path / "cut", talk)
     assert same(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
     assert cut.metrics == whole.metrics
-    log = "log.jsonl"
-    assert (tmp_path / "cut" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
+    assert reproducible(tmp_path / "cut") == reproducible(tmp_path / "whole")
     resumed = [line for line in talk.said if line.startswith("going on from step")]
     assert resumed == ([f"going on from step {step // 3 * 3}"] if step >= 3 else [])
 
@@ -190,24 +220,123 @@ def test_a_truncated_checkpoint_is_left_out_with_a_word_about_it(sources, tmp_pa
 def test_the_best_adapter_is_kept_and_not_the_last(sources, tmp_path):
     # A rate that soon does harm: the first checkpoint is the best.
     metrics = train(sources, tmp_path / "a", learning_rate=3.0, schedule="constant").metrics
-    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    logged = log_of(tmp_path / "a")
     losses = {line["step"]: line["eval_loss"] for line in logged if "eval_loss" in line}
     best = min((loss, step) for step, loss in losses.items() if step)[1]
     assert metrics["best_step"] == best
-    assert metrics["validation_loss_after"] == pytest.approx(losses[best], rel=1e-4)
+    assert metrics["validation_loss_after"] == losses[best]
+    kept = tmp_path / "a/.resume/best"
+    assert same(adapter(tmp_path / "a"), adapter(kept))
+    last = tmp_path / f"a/.resume/checkpoint-{metrics['steps']}"
+    assert not same(adapter(tmp_path / "a"), adapter(last))
 
 
 def test_a_loss_of_nan_stops_with_the_step_and_a_hint_once_the_bar_is_gone(sources, tmp_path):
     talk = Talk()
-    with pytest.raises(NumericalError, match=r"loss is (nan|inf) at step \d+\. Lower finetune"):
+    with pytest.raises(NumericalError, match=r"(nan|inf) at step \d+\. Lower finetune"):
         train(sources, tmp_path / "a", talk, learning_rate=1e30, max_grad_norm=1e30)
     assert talk.open_bars == 0
     assert not (tmp_path / "a/adapter.safetensors").exists()
 
 
+def test_after_nan_the_best_adapter_is_still_there_and_the_message_says_where(
+    sources, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", dying_at(7))
+        with pytest.raises(Killed):
+            train(sources, tmp_path / "a")
+    # A disk that lost bits: what training goes on from has the right size and holds NaN.
+    rotten = tmp_path / "a/.resume/checkpoint-6/adapter.safetensors"
+    tensors = {
+        name: torch.full_like(tensor, math.nan) for name, tensor in load_file(rotten).items()
+    }
+    size = rotten.stat().st_size
+    save_file(tensors, rotten)
+    assert rotten.stat().st_size == size
+    with pytest.raises(
+        NumericalError, match=r"loss is nan at step 7\..* of step \d, is in "
+    ) as told:
+        train(sources, tmp_path / "a")
+    kept = Path(str(told.value).partition(" is in ")[2].partition(". The same command")[0])
+    assert all(tensor.isfinite().all() for tensor in adapter(kept).values())
+
+
+def test_a_base_weight_that_changes_stops_training_with_its_layer_and_the_step(
+    sources, tmp_path, monkeypatch
+):
+    original = AdapterTrainer.training_step
+
+    def spoiling(self, model, *arguments, **keywords):
+        if self.state.global_step == 4:
+            layer = model.get_submodule("model.layers.1.mlp.up_proj")
+            pruned = (layer.weight == 0).nonzero()[0].tolist()
+            layer.weight.data[tuple(pruned)] = 1.0
+        return original(self, model, *arguments, **keywords)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", spoiling)
+    with pytest.raises(
+        CheckFailed, match=r"weight of model\.layers\.1\.mlp\.up_proj has changed at step 6"
+    ):
+        train(sources, tmp_path / "a", check_mask_every=2)
+    assert not (tmp_path / "a/adapter.safetensors").exists()
+
+
+class Adding(SPPLinear):
+    """An adapter that breaks its promise: it adds to every weight, the pruned ones too."""
+
+    def effective(self, W, A, B):
+        return super().effective(W, A, B) + 1e-6
+
+
+def test_a_zero_that_an_adapter_fills_is_found_with_its_layer_and_the_step(sources):
+    sparse = pruned_model(sources.stages["prune"], dtype=None, trust_remote_code=False)
+    names = sparse.choose(("*.layers.1.*",), ())
+    sparse.load(torch.device("cpu"), SPP(), names)
+    check = MaskCheck(sparse.decoder.blocks, sparse.decoder.path, sparse.masks)
+    check.run(6)
+    sparse.model.get_submodule("model.layers.1.self_attn.q_proj").__class__ = Adding
+    half = "2048 pruned weights of model.layers.1.self_attn.q_proj are not zero at step 7"
+    with pytest.raises(CheckFailed, match=half):
+        check.run(7)
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused_and_kept(sources, tmp_path):
+    train(sources, tmp_path / "a")
+    newest = tmp_path / "a/.resume/checkpoint-12"
+    record = json.loads((newest / "complete.json").read_text())
+    assert record["processes"] == 1
+    (newest / "complete.json").write_text(json.dumps({**record, "processes": 2}))
+    with pytest.raises(WorkspaceError, match="made by 2 processes, and there are 1: start as many"):
+        train(sources, tmp_path / "a")
+    assert newest.exists()
+
+
+@pytest.mark.parametrize("report", ["tensorboard", "wandb"])
+def test_a_report_whose_package_is_missing_is_refused_before_the_work(
+    report, sources, tmp_path, monkeypatch
+):
+    for package in ("tensorboard", "tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if not installed
+    with pytest.raises(MissingExtraError, match=rf'finetune.report_to: {report} .*\[{report}\]"'):
+        train(sources, tmp_path / "a", report_to=(report,))
+    assert not (tmp_path / "a/.resume").exists()
+
+
+def test_without_matplotlib_training_ends_well_and_says_what_is_missing(
+    sources, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    talk = Talk()
+    train(sources, tmp_path / "a", talk, max_steps=2)
+    assert any(line.startswith("loss.png needs the package matplotlib") for line in talk.said)
+    assert (tmp_path / "a/adapter.safetensors").exists()
+    assert not (tmp_path / "a/loss.png").exists()
+
+
 def test_a_pruned_model_that_gives_nan_itself_is_not_blamed_on_the_learning_rate(tmp_path):
     progress = Progress(Silent(), tmp_path / "log.jsonl", tmp_path / "progress.json")
-    state = SimpleNamespace(global_step=0, log_history=[])
+    state = SimpleNamespace(global_step=0, max_steps=1, log_history=[])
     with pytest.raises(
         NumericalError, match=r"of the pruned model itself is nan\. Try finetune\.prec"
     ):
@@ -216,7 +345,7 @@ def test_a_pruned_model_that_gives_nan_itself_is_not_blamed_on_the_learning_rate
 
 def test_the_last_step_is_validated_whatever_the_interval(sources, tmp_path):
     train(sources, tmp_path / "a", evaluate_every=5)
-    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    logged = log_of(tmp_path / "a")
     assert [line["step"] for line in logged if "eval_loss" in line] == [0, 5, 10, 12]
 
 
@@ -228,7 +357,7 @@ def test_no_loss_is_lost_when_lines_are_rarer_than_checkpoints(sources, tmp_path
 
     monkeypatch.setattr(finetune, "training_arguments", rarely)
     metrics = train(sources, tmp_path / "a").metrics
-    logged = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    logged = log_of(tmp_path / "a")
     losses = {line["step"]: line["loss"] for line in logged if "loss" in line}
     assert list(losses) == [3, 5, 6, 9, 10, 12]
     weights = [3, 2, 1, 3, 1, 2]  # steps that each line speaks for
@@ -308,9 +437,6 @@ def test_the_lowest_validation_loss_decides_and_the_pruned_model_counts_as_step_
         state = SimpleNamespace(is_world_process_zero=True, global_step=step)
         best.on_evaluate(None, state, None, {"eval_loss": loss})
         assert best.best() == ({"loss": 3.0, "step": 0} if step < 10 else {"loss": 2.0, "step": 10})
-    best.on_train_end(None, state, None)
-    best.on_evaluate(None, state, None, {"eval_loss": 1.0})  # of the best itself, by noise lower
-    assert best.best() == {"loss": 2.0, "step": 10}
     assert len(saved) == 2
 
 
