@@ -4,7 +4,7 @@
 # Kill it at any moment and start it again: what is done is skipped, what was begun goes on.
 #
 #   ./scripts/bakeoff.sh
-#   ADAPTERS="spp masked-lora" ./scripts/bakeoff.sh --pattern 2:8
+#   ADAPTERS="spp masked-lora" STEPS=150 ./scripts/bakeoff.sh --pattern 2:8
 #
 # Arguments go to `spp prune`.
 set -euo pipefail
@@ -19,6 +19,7 @@ for adapter in $adapters; do
   [ -d "$SPP_WORKSPACE/$adapter/prune" ] || cp -r "$SPP_WORKSPACE/pruned/prune" "$SPP_WORKSPACE/$adapter/prune"
   # The keys of the demo's adapter are those of spp; here each has its own defaults.
   with=(configs/demo.yaml --run "$adapter" --set "finetune.adapter={name: $adapter}")
+  with+=(--max-steps "${STEPS:-300}")
   found=$SPP_WORKSPACE/$adapter/find-lr.json
   [ -s "$found" ] || .venv/bin/spp finetune "${with[@]}" --learning-rate "${START:-1e-2}" --find-lr
   rate=$(.venv/bin/python -c "import json, sys; print(json.load(open(sys.argv[1]))['best']['learning_rate'])" "$found")
