@@ -89,6 +89,9 @@ _PREVIEW_ROWS = typer.Option(
     show_default=False,
     rich_help_panel="Data",
 )
+_FIND_LR = _switch(
+    "find-lr", "Try rates, schedules and r in short finetunes, show the best, and stop", "Training"
+)
 _WORKSPACE = typer.Option(
     None,
     "--workspace",
@@ -153,7 +156,10 @@ def _stage_command(name: str, stages: Sequence[str], text: str) -> None:
 
     own = {
         "eval": [_parameter("path", str | None, _PATH)],
-        "finetune": [_parameter("preview", int, _PREVIEW_ROWS)],
+        "finetune": [
+            _parameter("preview", int, _PREVIEW_ROWS),
+            _parameter("find_lr", bool, _FIND_LR),
+        ],
     }
     parameters = [
         _parameter("config", str | None, _CONFIG),
@@ -172,6 +178,8 @@ def _run(name: str, stages: Sequence[str], given: dict[str, Any], reporter: Repo
     config, run = resolve(name, given["config"], flags)
     if given.get("preview"):
         return _preview(config, run, given["preview"], reporter)
+    if given.get("find_lr"):
+        return _find_lr(config, run, reporter)
     if stages[0] == "prune":
         _say_which_model(given, flags, reporter)
     from spp_cli.pipeline import run_stages
@@ -192,6 +200,13 @@ def _preview(config: SppConfig, run: str | None, count: int, reporter: Reporter)
 
     document = preview(config, reporter, run=run, count=count)
     return Answer(document, rows_preview(document, colour=has_colour()))
+
+
+def _find_lr(config: SppConfig, run: str | None, reporter: Reporter) -> Answer:
+    from spp_cli.pipeline import find_lr
+
+    document = find_lr(config, reporter, run=run)
+    return Answer(document, tables.trials_table(document))
 
 
 def _plan(context: typer.Context, given: dict[str, Any]) -> None:

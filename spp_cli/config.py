@@ -424,6 +424,16 @@ class FinetuneConfig(Section):
     data: TrainingDataConfig = Field(
         default_factory=TrainingDataConfig, description="The rows to train and validate on"
     )
+    distill: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the loss that is the distance to the dense model's predictions; the "
+        "dense model is then in memory too",
+    )
+    distill_temperature: float = Field(
+        1.0, gt=0, description="Temperature of both predictions in that distance"
+    )
     learning_rate: float = Field(
         4e-3, gt=0, description="Peak learning rate; 4e-3 suits 7B, small models want more"
     )

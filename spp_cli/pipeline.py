@@ -19,7 +19,7 @@ from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "calibrate", "preview", "run_stages", "stage_settings"]
+__all__ = ["StageOutcome", "calibrate", "find_lr", "preview", "run_stages", "stage_settings"]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -135,6 +135,24 @@ def preview(config: SppConfig, reporter: Reporter, *, run: str | None, count: in
     return training_data.preview_rows(config, sources, folder, reporter, count=count)
 
 
+def find_lr(config: SppConfig, reporter: Reporter, *, run: str | None) -> dict[str, Any]:
+    """Return which learning rate suits the finetune of a run, as found by short ones.
+
+    Raises:
+        SppError: whatever hinders them.
+    """
+    workspace = Workspace(config.workspace)
+    handle = workspace.run(run or config.run_name())
+    from spp_cli.stages import search
+    from spp_cli.stages.stage import Sources
+
+    model, demo = _dense_model(config, "finetune")
+    folders = {"prune": handle.require("prune", for_stage="finetune")}
+    sources = Sources(model, demo, folders, **_stores(workspace))
+    with handle.lock("finetune"):
+        return search.search(config, sources, handle.folder, reporter)
+
+
 def _stores(workspace: Workspace) -> dict[str, Any]:
     """Return what all runs of a workspace share: tokens of calibration texts and training rows."""
     from spp_cli.data.row_store import RowStore
@@ -211,7 +229,10 @@ def _run_stage(
 def _dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
     from spp_cli.models.checkpoint import is_demo_family, locate
 
-    if stage in ("finetune", "merge") and config.model.path != "demo":
+    is_read = stage in ("prune", "eval", "calibrate") or (
+        stage == "finetune" and config.finetune.distill
+    )
+    if not is_read and config.model.path != "demo":
         return Path(config.model.path), False
     folder, embedded = locate(
         config.model.path,

@@ -35,7 +35,7 @@ EMPTY, TOO_LONG, NOTHING, COPY = (
 )
 _AT_ONCE = 64  # rows that are tokenized together
 _MANY = 20_000  # rows that take more than a few seconds
-_FEW = 2**25  # tokens that take no more than that
+_FEW = 2**14  # rows that take no more than that
 
 
 def training_rows(wanted: Wanted, reporter: Reporter) -> tuple[Rows, Rows]:
@@ -57,13 +57,13 @@ def copies_of(rows: Rows) -> set[tuple[int, ...]]:
     return {tuple(rows[index]["input_ids"]) for index in range(len(rows))}
 
 
-def enough(rows: int, length: int) -> int:
+def enough(rows: int) -> int:
     """Return how many rows are tokenized where ``rows`` are the most that training can use.
 
-    Up to a few million tokens nothing is saved by fewer; beyond, the next power of two, so that
-    trainings of nearly the same length share their rows.
+    The next power of two, so that trainings of nearly the same length share their rows; and no
+    fewer than take a few seconds.
     """
-    return max(1 << (rows - 1).bit_length(), _FEW // length)
+    return max(1 << (rows - 1).bit_length(), _FEW)
 
 
 @dataclass(frozen=True)

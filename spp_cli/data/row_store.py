@@ -81,15 +81,15 @@ class RowStore:
             DataError: they are not there yet, and cannot be had from their sources.
             WorkspaceError: their file cannot be written.
         """
-        path = self.folder and self.folder / f"{asked.key(self.digest_cache)[:32]}.safetensors"
-        if path is not None and (found := _read(path, reporter)):
-            return KeptRows(*found, path, is_new=False)
         if self.folder is None:
             return KeptRows(*training_rows(asked.wanted, reporter), None, is_new=True)
-        with disk_errors(self.folder):
+        path = self.folder / f"{asked.key(self.digest_cache)[:32]}.safetensors"
+        if found := _read(path, reporter):
+            return KeptRows(*found, path, is_new=False)
+        with disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.folder)
             made = training_rows(replace(asked.wanted, scratch=self.folder), reporter)
-        if path is not None:
             _write(path, made)
         return KeptRows(*made, path, is_new=True)
 
@@ -135,7 +135,4 @@ def _write(path: Path, made: tuple[Rows, Rows]) -> None:
         for name, rows in zip(_NAMES, made, strict=True)
     }
     layouts = {name: layout_of(tensor) for name, tensor in tensors.items()}
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(path.parent)
-        write_tensors(path, layouts, tensors.__getitem__, metadata)
+    write_tensors(path, layouts, tensors.__getitem__, metadata)

@@ -15,6 +15,7 @@ __all__ = [
     "run_table",
     "status_table",
     "table",
+    "trials_table",
     "verify_table",
 ]
 
@@ -210,6 +211,25 @@ def _perplexity(measured: Mapping[str, Any] | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def trials_table(document: Mapping[str, Any]) -> str:
+    """Return the trials of a search, the best first, and the options that it speaks for."""
+    rows = [
+        [
+            f"{trial['learning_rate']:g}",
+            trial["schedule"],
+            _NOTHING if trial["r"] is None else str(trial["r"]),
+            _number(trial["loss"], 4),
+        ]
+        for trial in document["trials"]
+    ]
+    best = document["best"]
+    options = f"--learning-rate {best['learning_rate']:g} --schedule {best['schedule']}"
+    if best["r"] is not None:
+        options += f" --r {best['r']}"
+    trials = table(["learning rate", "schedule", "r", "validation loss"], rows)
+    return f"{trials}\n\nBest after {document['steps']} steps: spp finetune {options}"
 
 
 def calibration_table(kept: Mapping[str, Any]) -> str:

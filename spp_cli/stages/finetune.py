@@ -11,10 +11,11 @@ from transformers import set_seed
 from spp_cli import processes
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.config import FinetuneConfig, SppConfig
-from spp_cli.errors import MissingExtraError
+from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.evaluation.perplexity import exp_nats
+from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.experts import has_experts
-from spp_cli.models.loading import compute_dtype, resolve_device
+from spp_cli.models.loading import compute_dtype, load_model, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import LOG, LOSS_PLOT, PROGRESS, RESUME, TENSORBOARD
 from spp_cli.reporting.loss_plot import draw_losses
@@ -23,6 +24,7 @@ from spp_cli.stages.stage import Result, Sources
 from spp_cli.stages.training_data import training_data
 from spp_cli.training.arguments import check_reports, rows_per_step, training_arguments
 from spp_cli.training.callbacks import CheckMasks
+from spp_cli.training.distillation import Distillation, share_equal_tensors
 from spp_cli.training.mask_check import MaskCheck
 from spp_cli.training.sharding import check_launch, loading_device
 from spp_cli.training.trainer import AdapterTrainer
@@ -89,6 +91,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         log=log,
         tensorboard=target / TENSORBOARD,
         progress=target / PROGRESS,
+        distillation=_distillation(config, sources, sparse.model, device),
     )
     trainer.train_to_end()
     best_step, after = trainer.load_best()
@@ -127,6 +130,28 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the type of the products; None: as stored."""
     return compute_dtype(device) if precision == "auto" else getattr(torch, precision)
+
+
+def _distillation(
+    config: SppConfig, sources: Sources, student: Any, device: torch.device
+) -> Distillation | None:
+    """Return what learns from the dense model, which is loaded for it; None if nothing does."""
+    settings = config.finetune
+    if not settings.distill:
+        return None
+    teacher = load_model(
+        Checkpoint(sources.model),
+        dtype=_dtype(settings.precision, device),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    vocabularies = [model.get_output_embeddings().weight.shape[0] for model in (teacher, student)]
+    if len(set(vocabularies)) > 1:
+        raise ConfigError(
+            f"model.path is {config.model.path!r}, whose vocabulary of {vocabularies[0]:,} is not "
+            f"that of the pruned model, {vocabularies[1]:,}. Name the model that was pruned"
+        )
+    share_equal_tensors(teacher, student)
+    return Distillation(teacher.to(device), settings.distill, settings.distill_temperature)
 
 
 def _recompute_activations(model: Any) -> None:

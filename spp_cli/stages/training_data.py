@@ -116,13 +116,13 @@ def _asked(config: SppConfig, sources: Sources, folder: Path, model_config: Any)
         length,
         config.seed,
         sources.demo,
-        _most(config, length),
+        _most(config),
     )
     files = tokenizer_files(folder)
     return AskedRows(wanted, folder_digest(folder, files, sources.rows.digest_cache))
 
 
-def _most(config: SppConfig, length: int) -> int | None:
+def _most(config: SppConfig) -> int | None:
     """Return how many rows are worth tokenizing; None: all."""
     settings = config.finetune
     if settings.max_steps is None:
@@ -130,7 +130,7 @@ def _most(config: SppConfig, length: int) -> int | None:
     at_once = settings.batch_size * settings.gradient_accumulation_steps * processes.count()
     rows = settings.max_steps * at_once
     # How many rows a packed sequence takes is not known yet; it is seldom more.
-    return enough(16 * rows if settings.data.packing else rows, length)
+    return enough(16 * rows if settings.data.packing else rows)
 
 
 def _summary(kept: KeptRows, train: Rows | PackedRows) -> str:

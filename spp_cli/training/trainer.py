@@ -18,6 +18,7 @@ from spp_cli.progress import Reporter
 from spp_cli.training import sharding
 from spp_cli.training.callbacks import CheckMasks, KeepBest, Progress
 from spp_cli.training.checkpoints import mark_complete, newest_checkpoint
+from spp_cli.training.distillation import Distillation
 
 __all__ = ["AdapterTrainer", "pad_rows"]
 
@@ -61,11 +62,13 @@ class AdapterTrainer(Trainer):
         log: Path,
         tensorboard: Path,
         progress: Path,
+        distillation: Distillation | None = None,
         **keywords: Any,
     ) -> None:
         self._blocks = blocks
         super().__init__(data_collator=pad_rows, **keywords)
         self.description = description
+        self._distillation = distillation
         self._reporter = reporter
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._logged_at = time.monotonic()
@@ -133,6 +136,23 @@ class AdapterTrainer(Trainer):
         self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
         loss: Tensor = super().training_step(model, inputs, *more)
         return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss; in training, part of it may come from the dense model's predictions."""
+        if self._distillation is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        own, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        count = num_items_in_batch
+        if count is not None and self.args.average_tokens_across_devices:
+            count = count / self.accelerator.num_processes  # gradients are averaged over them
+        loss = self._distillation.blended(own, outputs.logits, inputs, count)
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; with each loss also speed, memory, and the masks' digest if they were checked."""

@@ -56,6 +56,15 @@ def test_a_chat_is_in_the_models_own_template_as_finetune_has_it(
     assert [ids.count(begin) for ids in found] == [2] * len(CHATS)
 
 
+@pytest.mark.parametrize("key", ["completion", "chosen"])
+def test_a_prompt_and_what_comes_after_it_are_one_document_as_finetune_has_it(
+    key: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n} + 1 =", key: f" {n + 1}", "rejected": " 0"} for n in range(9)]
+    found = tokens_of(write(tmp_path / "a.jsonl", rows), tokenizer)
+    assert found == [encode_document(tokenizer, f"{n} + 1 = {n + 1}") for n in range(9)]
+
+
 @pytest.mark.parametrize("form", ["auto", "alpaca"])
 def test_an_instruction_without_a_template_is_in_alpacas_as_finetune_has_it(
     form: SourceFormat, tokenizer: Any, tmp_path: Path

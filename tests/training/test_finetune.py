@@ -16,7 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from spp_cli.adapters.spp import SPP, SPPLinear
 from spp_cli.config import SppConfig
-from spp_cli.errors import CheckFailed, MissingExtraError, NumericalError, WorkspaceError
+from spp_cli.errors import (
+    CheckFailed,
+    ConfigError,
+    MissingExtraError,
+    NumericalError,
+    WorkspaceError,
+)
 from spp_cli.progress import Silent
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.stages import finetune, prune
@@ -147,6 +153,21 @@ def test_a_packed_base_gives_the_same_losses_and_adapter_bit_for_bit(sources, tm
     packed = train(sources, tmp_path / "packed", base_storage="packed").metrics
     assert packed == dense
     assert same(adapter(tmp_path / "packed"), adapter(tmp_path / "dense"))
+
+
+def test_the_dense_model_teaches_when_asked(sources, tmp_path):
+    plain = train(sources, tmp_path / "plain").metrics
+    taught = train(sources, tmp_path / "taught", distill=0.5).metrics
+    assert taught["validation_loss_after"] < taught["validation_loss_before"]
+    # Validation is of the next token alone, so that losses compare.
+    assert taught["validation_loss_before"] == plain["validation_loss_before"]
+    assert not same(adapter(tmp_path / "taught"), adapter(tmp_path / "plain"))
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(sources, tmp_path):
+    other = make_model("llama", tmp_path / "other", vocab_size=128)
+    with pytest.raises(ConfigError, match="whose vocabulary of 128 is not that of the pruned"):
+        train(Sources(other, True, sources.stages), tmp_path / "a", distill=0.5)
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(sources, tmp_path):
