@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
-__all__ = ["Part", "fused_parts", "routers", "take_apart"]
+__all__ = ["Part", "fused_parts", "has_experts", "routers", "take_apart"]
 
 _IMPLEMENTATION = "one_linear_each"  # the name of ours among transformers' ways to compute experts
 _PROJECTIONS = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
@@ -95,6 +95,14 @@ def fused_parts(model: nn.Module) -> dict[str, Part]:
         for projection in _projections(experts)
         for kind in _kinds(experts)
     }
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether there are linears that are called only if a token is routed to them."""
+    return any(
+        isinstance(module, _Expert) or isinstance(getattr(module, "experts", None), nn.ModuleList)
+        for module in model.modules()
+    )
 
 
 def routers(block: nn.Module) -> Iterator[nn.Linear]:

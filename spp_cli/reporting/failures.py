@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from errno import EDQUOT, ENOSPC
 
+from spp_cli import processes
 from spp_cli.errors import SppError
 
 __all__ = ["BUG", "INTERRUPTED", "USER_MISTAKE", "failure"]
 
 USER_MISTAKE, BUG, INTERRUPTED = 2, 70, 130
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_LOST = ("gloo", "nccl", "connection reset by peer", "connection closed by peer")
 
 
 def failure(error: BaseException) -> tuple[str, int]:
@@ -27,6 +29,11 @@ def failure(error: BaseException) -> tuple[str, int]:
             "out of memory. Choose a smaller batch: prune.calibration.batch_size, "
             "finetune.batch_size (with finetune.gradient_checkpointing: true) or eval.batch_size; "
             "or prune.calibration.samples, or a shorter sequence_length"
+        ), USER_MISTAKE
+    if _is_loss_of_another_process(error):
+        return (
+            "another process of this command has ended: it says why, unless it was killed. "
+            "Run the same command again to go on"
         ), USER_MISTAKE
     if isinstance(error, OSError):
         return _disk_or_network(error), USER_MISTAKE
@@ -45,6 +52,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _is_loss_of_another_process(error: BaseException) -> bool:
+    text = str(error).lower()
+    is_told_by_torch = isinstance(error, RuntimeError) and any(word in text for word in _LOST)
+    return is_told_by_torch and processes.count() > 1
 
 
 def _disk_or_network(error: OSError) -> str:

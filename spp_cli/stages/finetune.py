@@ -14,7 +14,7 @@ from spp_cli.config import FinetuneConfig, SppConfig
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.evaluation.perplexity import exp_nats
 from spp_cli.models.checkpoint import Checkpoint
-from spp_cli.models.experts import routers
+from spp_cli.models.experts import has_experts
 from spp_cli.models.loading import compute_dtype, load_model, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import LOG, LOSS_PLOT, PROGRESS, RESUME, TENSORBOARD
@@ -47,8 +47,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         dtype=_dtype(settings.precision, device),
         trust_remote_code=trusted,
     )
-    has_experts = any(any(True for _ in routers(block)) for block in sparse.decoder.blocks)
-    check_launch(has_experts=has_experts)
+    is_mixture = has_experts(sparse.model)
+    check_launch(is_mixture=is_mixture)
     names = sparse.choose(settings.target_modules, settings.exclude_modules)
     total = sum(p.numel() for p in sparse.model.parameters())
     packed = settings.base_storage == "packed"
@@ -75,7 +75,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         rows=len(data.train),
         seed=config.seed,
         device=device,
-        has_experts=has_experts,
+        is_mixture=is_mixture,
     )
     check = MaskCheck(sparse.decoder.blocks, sparse.decoder.path, sparse.masks)
     log = target / LOG

@@ -43,11 +43,11 @@ def training_arguments(
     rows: int,
     seed: int,
     device: torch.device,
-    has_experts: bool = False,
+    is_mixture: bool = False,
 ) -> TrainingArguments:
     """Return the Trainer's arguments for ``config`` on ``rows`` training rows.
 
-    ``has_experts``: parts of the model may have nothing to do in a step.
+    ``is_mixture``: parts of the model may have nothing to do in a step.
     """
     batches = math.ceil(math.ceil(rows / config.batch_size) / processes.count())
     steps = config.max_steps or math.ceil(
@@ -83,7 +83,7 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to=list(config.report_to) or "none",
-        ddp_find_unused_parameters=has_experts,
+        ddp_find_unused_parameters=is_mixture,
         ddp_broadcast_buffers=False,  # they are tables that nothing changes
     )
     # Types are as finetune.precision says, whatever accelerate's configuration has.

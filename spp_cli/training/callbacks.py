@@ -93,7 +93,7 @@ class Progress(TrainerCallback):
         self._log = log
         self._progress = progress
         self._task: Task | None = None
-        self._detail = ""
+        self._details: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         bar = self._reporter.task("finetune", state.max_steps, "steps")
@@ -102,7 +102,8 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._task is not None
-        self._task.advance(1, self._detail)
+        shown = (self._details.get(kind) for kind in ("training", "validation"))
+        self._task.advance(1, ", ".join(filter(None, shown)))
         if control.should_save:
             control.should_log = True  # a kill after the checkpoint must not lose a loss
 
@@ -119,18 +120,17 @@ class Progress(TrainerCallback):
         ):
             if name in logs and not (math.isfinite(logs[name]) or (name == "grad_norm" and scaled)):
                 raise NumericalError(_not_a_number(label, logs[name], state.global_step))
-        self._detail = _detail(logs) or self._detail
+        self._details |= _details(logs)
 
 
-def _detail(logs: dict[str, Any]) -> str:
-    """Return what stands beside the bar: "loss 2.345, lr 3.8e-03, 1,234 tokens/s"."""
+def _details(logs: dict[str, Any]) -> dict[str, str]:
+    """Return what is to stand beside the bar: "loss 2.345, lr 3.8e-03, 1,234 tokens/s"."""
     if "eval_loss" in logs:
-        return f"validation loss {logs['eval_loss']:.3f}"
+        return {"validation": f"validation {logs['eval_loss']:.3f}"}
     if "loss" not in logs:
-        return ""
-    detail = f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}"
-    speed = logs.get("tokens_per_second")
-    return detail if speed is None else f"{detail}, {speed:,.0f} tokens/s"
+        return {}
+    speed = f"{logs['tokens_per_second']:,.0f} tokens/s"
+    return {"training": f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, {speed}"}
 
 
 def _not_a_number(label: str, value: float, step: int) -> str:

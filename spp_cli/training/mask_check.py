@@ -42,7 +42,7 @@ class MaskCheck:
         }
 
     def run(self, step: int) -> None:
-        """Check all layers; of several processes each takes its share of every block.
+        """Check all layers; those of a block that the processes share, each checks its share of.
 
         Raises:
             CheckFailed: a pruned weight is not zero as the layer computes with it, or a weight of
@@ -51,9 +51,9 @@ class MaskCheck:
         """
         found: SppError | None = None
         for block, layers in self._blocks:
-            with _unsharded(block):
-                own = list(layers.items())[processes.number() :: processes.count()]
-                for name, layer in own:
+            with _unsharded(block) as is_sharded:
+                every = processes.count() if is_sharded else 1
+                for name, layer in list(layers.items())[processes.number() % every :: every]:
                     found = found or self._problem(name, layer, f"at step {step}")
         if problem := next(filter(None, processes.collect(found)), None):
             raise problem
@@ -82,13 +82,13 @@ def _bit_sum(weight: Tensor) -> int:
 
 
 @contextmanager
-def _unsharded(block: Any) -> Iterator[None]:
-    """Have all of a block's parameters in this process, if FSDP gave each only a part of them."""
+def _unsharded(block: Any) -> Iterator[bool]:
+    """Have all of a block's parameters in this process; tell if FSDP gave each only a part."""
     is_sharded = hasattr(block, "unshard")
     if is_sharded:
         block.unshard()
     try:
-        yield
+        yield is_sharded
     finally:
         if is_sharded:
             block.reshard()

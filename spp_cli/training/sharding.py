@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-def check_launch(*, has_experts: bool) -> None:
+def check_launch(*, is_mixture: bool) -> None:
     """Refuse what accelerate's configuration may ask for and an adapter cannot be trained with.
 
     Raises:
@@ -32,7 +32,7 @@ def check_launch(*, has_experts: bool) -> None:
     """
     if not _is_asked_for():
         return
-    if has_experts:
+    if is_mixture:
         # The processes add up gradients expert by expert, and would wait for one that has none.
         raise ConfigError(
             "finetune cannot shard a mixture of experts, where one may have no tokens. "

@@ -137,13 +137,10 @@ def test_after_a_kill_of_one_or_of_all_they_end_in_the_same_adapter(how, folder)
     copy_of(run, folder)
     launch = TORCHRUN if how == "ddp" else by_accelerate(how)
     arguments = command(run, *TOGETHER, *WAYS[how], launch=launch)
-    process = subprocess.Popen(
-        arguments,
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (folder / f"{run}.txt").open("w") as said:
+        process = subprocess.Popen(
+            arguments, cwd=folder, env=environment(), stdout=said, stderr=said
+        )
     partial = folder / f"workspace/{run}/finetune.partial"
     while not list(partial.glob(".resume/checkpoint-*/complete.json")):
         assert process.poll() is None
@@ -155,6 +152,9 @@ def test_after_a_kill_of_one_or_of_all_they_end_in_the_same_adapter(how, folder)
         if how == "ddp" or child != main:
             os.kill(child, signal.SIGKILL)
     assert process.wait() != 0
+    if how == "fsdp2":
+        told = (folder / f"{run}.txt").read_text()
+        assert told.count("error: another process of this command has ended") == 1
     again = spp(folder, arguments)
     assert "going on from step" in again.stderr
     assert (folder / f"workspace/{run}/finetune/adapter.safetensors").read_bytes() == (

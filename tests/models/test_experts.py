@@ -15,8 +15,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
+from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
-from spp_cli.models.experts import fused_parts, routers, take_apart
+from spp_cli.models.experts import fused_parts, has_experts, routers, take_apart
+from spp_cli.models.loading import load_model
 
 EXPERTS, HIDDEN, INNER = 5, 16, 12
 SIZES = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_local_experts": EXPERTS}
@@ -142,6 +144,14 @@ def test_a_whole_model_has_the_same_logits_before_and_after(family, tmp_path):
     torch.testing.assert_close(model(tokens).logits, before, rtol=1e-4, atol=1e-5)
     take_apart(model)  # a second time there is nothing left to take apart
     torch.testing.assert_close(model(tokens).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_is_known_by_its_experts_and_a_dense_model_by_their_absence(tmp_path):
+    found = {
+        family: has_experts(load_model(Checkpoint(make_model(family, tmp_path / family))))
+        for family in ("qwen3_moe", "gpt_oss", "llama", "gpt2")
+    }
+    assert found == {"qwen3_moe": True, "gpt_oss": True, "llama": False, "gpt2": False}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

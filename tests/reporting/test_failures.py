@@ -39,3 +39,14 @@ def test_torch_runs_out_of_memory_as_it_is_told_here() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
     assert failure(error.value)[1] == 2
+
+
+@pytest.mark.parametrize(("processes", "words"), [(2, "another process"), (1, "a mistake in spp")])
+def test_a_broken_connection_is_blamed_on_another_process_only_if_there_is_one(
+    processes: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "0")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    error = RuntimeError("gloo/transport/tcp/pair.cc:537 Read error: Connection reset by peer")
+    assert words in failure(error)[0]

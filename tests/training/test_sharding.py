@@ -20,15 +20,15 @@ def test_what_an_adapter_cannot_be_trained_with_is_refused_by_its_key(
     variable, value, message, monkeypatch
 ):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_launch(has_experts=False)
+    check_launch(is_mixture=False)
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=message):
-        check_launch(has_experts=False)
+        check_launch(is_mixture=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    check_launch(has_experts=False)
+    check_launch(is_mixture=False)
 
 
 def test_a_mixture_of_experts_is_not_sharded(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"mixture of experts, .*configs/accelerate/ddp\.yaml"):
-        check_launch(has_experts=True)
+        check_launch(is_mixture=True)
