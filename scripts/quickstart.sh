@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-./scripts/install.sh eval
+./scripts/install.sh eval plot
 .venv/bin/spp run configs/demo.yaml --run quickstart "$@"
 .venv/bin/spp verify workspace/quickstart/merge > /dev/null
 echo
