@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from spp_cli.adapters.frozen import FrozenWeight
@@ -30,7 +31,8 @@ class MultiplicativeLinear(LowRankLinear):
 
     def effective(self, W: Tensor, A: Tensor, B: Tensor) -> Tensor:  # type: ignore[override]
         """Return E = W ⊙ (1 + scale · B A)."""
-        return ((self.scale * B) @ A).add_(1).mul_(W)
+        factor = (self.scale * B) @ A
+        return torch.addcmul(W, W, factor, out=factor)  # W + W ⊙ factor, at once
 
     def gradients(  # type: ignore[override]
         self, G: Tensor, W: Tensor, A: Tensor, B: Tensor

@@ -51,8 +51,10 @@ class SPPLinear(AdaptedLinear):
         rows, groups = len(W), len(A)
         if rows % groups == 0:  # the rows of a group share their row of A by broadcasting
             factor = A[:, None] * (self.scale * B).view(groups, -1, 1)
-            return factor.add_(1).mul_(W.view(factor.shape)).view(W.shape)
-        return (A[self._row_groups(A)] * (self.scale * B)).add_(1).mul_(W)
+        else:
+            factor = A[self._row_groups(A)] * (self.scale * B)
+        W = W.view(factor.shape)
+        return torch.addcmul(W, W, factor, out=factor).view(rows, -1)  # W + W ⊙ factor, at once
 
     def gradients(  # type: ignore[override]
         self, G: Tensor, W: Tensor, A: Tensor, B: Tensor

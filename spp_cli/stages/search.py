@@ -107,7 +107,7 @@ def _attempt(
             "learning_rate": trial.learning_rate,
             "schedule": trial.schedule,
             "max_steps": _steps(settings),
-            "evaluate_every": None,
+            "evaluate_every": _steps(settings),  # at the end, and before the first
             "checkpoint_every": None,
             "report_to": (),
         }

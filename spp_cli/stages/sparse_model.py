@@ -15,6 +15,7 @@ from spp_cli.adapters.attach import attach, load_adapter, read_adapter_config
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder, Linear, select
+from spp_cli.models.heap import return_free_memory
 from spp_cli.models.stored import StoredTensors
 from spp_cli.models.streaming import BlockSource, open_model, stored_tensors
 from spp_cli.sparsity.masks import KeepMasks
@@ -73,6 +74,8 @@ class SparseModel:
             if method is not None:
                 adapted = [linear for linear in linears if linear.name in names]
                 attach(self.model, adapted, method, self.masks, packed=packed)
+            if packed:
+                return_free_memory()  # what the zeros took
         self.source.place_shell(device)
         self.source.place_head(device)
         return self.model.eval()
