@@ -38,13 +38,13 @@ def check_launch(*, is_mixture: bool) -> None:
             "finetune cannot shard a mixture of experts, where one may have no tokens. "
             "Start it with configs/accelerate/ddp.yaml"
         )
-    for key, variable, wanted in (
-        ("fsdp_version", "FSDP_VERSION", "2"),
+    for key, variable, default, wanted in (
+        ("fsdp_version", "FSDP_VERSION", "1", "2"),
         # Each process reads the weights itself, to check their zeros.
-        ("fsdp_cpu_ram_efficient_loading", "FSDP_CPU_RAM_EFFICIENT_LOADING", "false"),
-        ("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", "false"),
+        ("fsdp_cpu_ram_efficient_loading", "FSDP_CPU_RAM_EFFICIENT_LOADING", "false", "false"),
+        ("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", "false", "false"),
     ):
-        found = os.environ.get(variable, wanted).lower()
+        found = os.environ.get(variable, default).lower()
         if found != wanted:
             raise ConfigError(
                 f"accelerate's {key} is {found}, and finetune needs {wanted}. "

@@ -11,7 +11,7 @@ from spp_cli.training.sharding import check_launch
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("FSDP_VERSION", "1", "accelerate's fsdp_version is 1, and finetune needs 2"),
+        ("FSDP_VERSION", None, "accelerate's fsdp_version is 1, and finetune needs 2"),
         ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "efficient_loading is true, .* needs false"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params is true, and finetune needs false"),
     ],
@@ -20,8 +20,12 @@ def test_what_an_adapter_cannot_be_trained_with_is_refused_by_its_key(
     variable, value, message, monkeypatch
 ):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     check_launch(is_mixture=False)
-    monkeypatch.setenv(variable, value)
+    if value is None:
+        monkeypatch.delenv(variable)
+    else:
+        monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=message):
         check_launch(is_mixture=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
