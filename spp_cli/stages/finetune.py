@@ -41,6 +41,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     settings, trusted = config.finetune, config.model.trust_remote_code
     check_reports(settings.report_to)
     device = resolve_device(config.model.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # the Trainer takes the current one
     set_seed(config.seed)
     sparse = pruned_model(
         sources.stages["prune"],
