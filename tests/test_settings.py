@@ -185,7 +185,8 @@ MISTAKES = [
     ("prune: {calibration: {source: ''}}", "prune.calibration.source is ''; must not be empty"),
     (
         "prune: {calibration: {format: chats}}",
-        "prune.calibration.format is 'chats'; must be auto, text, chat or alpaca. "
+        "prune.calibration.format is 'chats'; must be auto, text, chat, alpaca, "
+        "completion or preference. "
         "Did you mean 'chat'?",
     ),
     ("prune: {include: [1]}", "prune.include.0 is 1; must be text"),
@@ -226,7 +227,7 @@ MISTAKES = [
     ("seed: -1", "seed is -1; must be a whole number of at least 0 and below 4294967296"),
     (
         "merge: 5",
-        "merge is 5; must be a section with the keys check_sequences, check_length",
+        "merge is 5; must be a section with the keys check_sequences, check_length, packed",
     ),
     (
         "colour: red",

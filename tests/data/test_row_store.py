@@ -157,7 +157,9 @@ def test_a_kill_at_any_moment_leaves_whole_files_or_none(
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # its threads do not outlive a fork
     (here / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS * 20))
+    begun = time.perf_counter()
     expected = RowStore().rows(asked(tokenizer), Silent())
+    took = time.perf_counter() - begun
     store, moments = RowStore(here / "store"), random.Random(0)
     killed = 0
     for _ in range(20):
@@ -165,7 +167,7 @@ def test_a_kill_at_any_moment_leaves_whole_files_or_none(
         if child == 0:
             store.rows(asked(tokenizer), Silent())
             os._exit(0)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, took))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         killed += os.WIFSIGNALED(status)

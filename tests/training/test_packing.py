@@ -71,7 +71,7 @@ def test_packed_rows_have_the_losses_and_gradients_of_rows_one_by_one(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["bloom", "opt", "falcon"])
+@pytest.mark.parametrize("family", ["bloom", "opt"])
 def test_a_family_that_would_read_packed_rows_as_one_is_refused(
     family: str, dtype: torch.dtype, tmp_path: Any
 ) -> None:

@@ -126,7 +126,8 @@ MISTAKES = [
     Mistake(
         "an unknown format of calibration rows",
         "spp prune small.yaml --format chats",
-        "--format: prune.calibration.format is 'chats'; must be auto, text, chat or alpaca. "
+        "--format: prune.calibration.format is 'chats'; must be auto, text, chat, alpaca, "
+        "completion or preference. "
         "Did you mean 'chat'?",
     ),
     Mistake(
