@@ -18,7 +18,6 @@ from spp_cli.fingerprint import write_json
 from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
-from spp_cli.models.heap import large_pieces_apart
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
@@ -38,7 +37,6 @@ from spp_cli.stages.stage import Result, Sources
 __all__ = ["run"]
 
 
-@large_pieces_apart()
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
     """Prune the dense model block by block and write it, with its masks, into ``target``.
 
