@@ -1,4 +1,4 @@
-"""Keep the process as small as what it holds, where the C library is glibc; elsewhere do nothing."""
+"""Keep the process as small as what it holds. Of use with glibc; elsewhere nothing is done."""
 
 from __future__ import annotations
 
