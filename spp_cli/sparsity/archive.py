@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from spp_cli.errors import ConfigError, ModelError
+from spp_cli.models.checkpoint import INDEX, companions
 from spp_cli.models.tensor_file import Layout, TensorFile, bytes_of, write_tensors
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks, packed_size
 from spp_cli.sparsity.packing import Packed, pack_weight, unpack_weight
+from spp_cli.sparsity.verify import RECORD
 
 __all__ = ["pack_folder", "unpack_folder"]
 
@@ -29,14 +31,17 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes of an e
 
 
 def pack_folder(source: Path, target: Path) -> tuple[int, int]:
-    """Write the files of ``source`` into the folder ``target``, its model files packed.
+    """Write a model folder into the folder ``target``, its weights packed.
+
+    What does not belong to the model, such as a run's own records, stays behind.
 
     Returns the bytes of the model files before and after, the keep masks counted in both.
     """
     target.mkdir(exist_ok=True)
     masks = KeepMasks(source) if (source / FILE_NAME).exists() else None
     before = after = 0
-    for path in sorted(path for path in source.iterdir() if path.is_file()):
+    belonging = [*companions(source), *source.glob(f"*{_PLAIN}"), source / RECORD, source / INDEX]
+    for path in sorted(path for path in belonging if path.is_file()):
         copy = target / path.name
         if path.suffix == _PLAIN and path.name != FILE_NAME:
             copy = target / (path.stem + _PACKED)

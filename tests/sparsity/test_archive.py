@@ -94,3 +94,12 @@ def test_neither_a_plain_folder_nor_a_target_that_is_there_will_do(tmp_path):
     pack_folder(source, tmp_path / "archive")
     with pytest.raises(ConfigError, match="is there already"):
         unpack_folder(tmp_path / "archive", source)
+
+
+def test_what_is_no_part_of_the_model_stays_behind(tmp_path):
+    source = model_folder(tmp_path / "model")
+    (source / "manifest.json").write_text("{}")
+    (source / ".resume").mkdir()
+    pack_folder(source, tmp_path / "archive")
+    names = {path.name for path in (tmp_path / "archive").iterdir()}
+    assert names == {"config.json", FILE_NAME, "model.packed.safetensors"}
