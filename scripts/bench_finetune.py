@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spp_cli import memory
 from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.adapters.frozen import DenseWeight, PackedWeight
 from spp_cli.adapters.lora import LoRA
@@ -140,8 +141,8 @@ ON_CPU = Shape(4, 1024, 2816, 4, 512, torch.float32)
 ON_GPU = Shape(8, 4096, 11008, 4, 2048, torch.bfloat16)
 
 
-def model_step(shape: Shape, device: str, variant: str) -> tuple[float, int, int]:
-    """Return seconds of a training step, its peak memory and that of the model, in bytes."""
+def model_step(shape: Shape, device: str, variant: str) -> tuple[float, int]:
+    """Return the seconds of a training step, and the peak memory in bytes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -178,19 +179,14 @@ def model_step(shape: Shape, device: str, variant: str) -> tuple[float, int, int
             optimizer.zero_grad()
 
     step()
-    before = resident(device)
     reset_peak(device)
     took = statistics.median(seconds(step, device) for _ in range(3))
-    return took, peak(device), before
-
-
-def resident(device: str) -> int:
-    """Return the bytes in use now: of the GPU's tensors, or of the process."""
-    return torch.cuda.memory_allocated() if device != "cpu" else _status("VmRSS")
+    return took, peak(device)
 
 
 def peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device != "cpu" else _status("VmHWM")
+    """Return the most bytes held since ``reset_peak``: of the GPU's tensors, or of the process."""
+    return memory.gpu_peak() if device != "cpu" else memory.process_peak()
 
 
 def reset_peak(device: str) -> None:
@@ -199,12 +195,6 @@ def reset_peak(device: str) -> None:
     else:
         with open("/proc/self/clear_refs", "w") as stream:
             stream.write("5")
-
-
-def _status(key: str) -> int:
-    with open("/proc/self/status") as stream:
-        line = next(line for line in stream if line.startswith(key))
-    return int(line.split()[1]) * 1024
 
 
 def models(shape: Shape, device: str, variants: Iterable[str]) -> None:
@@ -216,7 +206,7 @@ def models(shape: Shape, device: str, variants: Iterable[str]) -> None:
     for variant in variants:
         command = [sys.executable, __file__, "--device", device, "--variant", variant]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        took, most, _ = json.loads(done.stdout)
+        took, most = json.loads(done.stdout)
         frozen = frozen or took
         speed = shape.sequences * shape.tokens / took
         print(

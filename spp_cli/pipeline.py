@@ -229,10 +229,8 @@ def _run_stage(
 def _dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
     from spp_cli.models.checkpoint import is_demo_family, locate
 
-    is_read = stage in ("prune", "eval", "calibrate") or (
-        stage == "finetune" and config.finetune.distill
-    )
-    if not is_read and config.model.path != "demo":
+    is_unread = stage == "merge" or (stage == "finetune" and not config.finetune.distill)
+    if is_unread and config.model.path != "demo":
         return Path(config.model.path), False
     folder, embedded = locate(
         config.model.path,

@@ -42,8 +42,10 @@ def attach(
         weight, bias = linear.weight.contiguous(), linear.module.bias
         asked = packed or method.reads_mask
         keep = masks[linear.name].to(weight.device) if asked else None
-        base: FrozenWeight = DenseWeight(weight, keep)
-        if packed:
+        base: FrozenWeight
+        if not packed:
+            base = DenseWeight(weight, keep)
+        else:
             assert keep is not None
             base = PackedWeight(weight, keep)
             gone = torch.empty_like(linear.parameter, device="meta")
@@ -66,9 +68,8 @@ def save_adapter(model: nn.Module, folder: Path, description: dict[str, Any]) ->
     Of several processes, each of which may hold a part of it, all have to call; one writes.
     """
     tensors = {
-        f"{layer}.{name}": processes.whole(parameter.detach()).cpu().contiguous()
-        for layer, module in adapted_layers(model).items()
-        for name, parameter in module.adapter_parameters().items()
+        name: processes.whole(parameter.detach()).cpu().contiguous()
+        for name, parameter in _parameters(model).items()
     }
     if not processes.is_main():
         return
@@ -106,11 +107,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
         raise ModelError(
             f"{path} is missing or corrupt: {error}. Finetune again: spp finetune --force"
         ) from error
-    wanted = {
-        f"{layer}.{name}": parameter
-        for layer, module in adapted_layers(model).items()
-        for name, parameter in module.adapter_parameters().items()
-    }
+    wanted = _parameters(model)
     for name in wanted.keys() ^ saved.keys():
         where = "the adapter" if name in saved else "the model"
         raise ModelError(f"{path} is for another base: only {where} has {name}")
@@ -121,3 +118,12 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
                 f"the model's is {tuple(parameter.shape)}"
             )
         parameter.data.copy_(processes.spread(saved[name], parameter))
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains in all adapted layers, by its name in the saved adapter."""
+    return {
+        f"{layer}.{name}": parameter
+        for layer, module in adapted_layers(model).items()
+        for name, parameter in module.adapter_parameters().items()
+    }

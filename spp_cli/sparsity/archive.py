@@ -38,7 +38,7 @@ def pack_folder(source: Path, target: Path) -> tuple[int, int]:
     Returns the bytes of the model files before and after, the keep masks counted in both.
     """
     target.mkdir(exist_ok=True)
-    masks = KeepMasks(source) if (source / FILE_NAME).exists() else None
+    masks = _masks_of(source)
     before = after = 0
     belonging = [*companions(source), *source.glob(f"*{_PLAIN}"), source / RECORD, source / INDEX]
     for path in sorted(path for path in belonging if path.is_file()):
@@ -70,7 +70,7 @@ def unpack_folder(source: Path, target: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        masks = KeepMasks(source) if (source / FILE_NAME).exists() else None
+        masks = _masks_of(source)
         for path in sorted(source.iterdir()):
             if path.name.endswith(_PACKED):
                 plain = unfinished / (path.name.removesuffix(_PACKED) + _PLAIN)
@@ -80,6 +80,10 @@ def unpack_folder(source: Path, target: Path) -> None:
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _masks_of(folder: Path) -> KeepMasks | None:
+    return KeepMasks(folder) if (folder / FILE_NAME).exists() else None
 
 
 def _pack_file(source: TensorFile, path: Path, masks: KeepMasks | None) -> None:
