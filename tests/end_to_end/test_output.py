@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from end_to_end.terminals import in_a_terminal
 
 SPP = [sys.executable, "-m", "spp_cli"]
 ONE_STEP = [
@@ -52,28 +52,6 @@ def spp(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def in_a_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run spp in ``folder`` in a terminal; return the exit code and all that was shown."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*SPP, *arguments],
-        cwd=folder,
-        env={**environment(), "TERM": "xterm"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:
-        pass  # Linux says so when the last writer is gone
-    os.close(ours)
-    return process.wait(), shown.decode()
-
-
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_finetune_shows_its_own_lines_and_no_others(folder, checkpointing):
     setting = f"finetune.gradient_checkpointing={checkpointing}"
@@ -102,9 +80,8 @@ def test_a_quiet_finetune_shows_its_result_alone_and_json_is_one_document(folder
 
 def test_in_a_terminal_the_bar_is_gone_before_an_error_is_shown(folder):
     wild = ["--set", "finetune.learning_rate=1e30", "--set", "finetune.max_grad_norm=1e30"]
-    code, shown = in_a_terminal(
-        folder, "finetune", *ONE_STEP, *wild, "--set", "finetune.max_steps=3"
-    )
+    arguments = ("finetune", *ONE_STEP, *wild, "--set", "finetune.max_steps=3")
+    code, shown = in_a_terminal(arguments, folder, environment())
     assert code == 2
     assert "0/3 steps" in shown
     before, _, after = shown.partition("error: finetune: ")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from end_to_end.mistakes.place import contents, typed
+from end_to_end.terminals import in_a_terminal
 
 from spp_cli.config import TrainingDataConfig
 from spp_cli.data.instructions import training_rows
@@ -69,23 +67,8 @@ def test_what_is_shown_is_what_is_trained_on_first() -> None:
 
 @pytest.mark.slow
 def test_a_terminal_has_colours_for_brackets() -> None:
-    ours, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spp_cli", *PREVIEW.split()[1:], "1"],
-        env={**kept, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:
-        pass  # Linux says so when the last writer is gone
-    os.close(ours)
-    assert process.wait() == 0
-    assert "\x1b[32mx + 0</s>\x1b[0m" in shown.decode()
-    assert "⟦" not in shown.decode()
+    code, shown = in_a_terminal([*PREVIEW.split()[1:], "1"], Path(), kept)
+    assert code == 0
+    assert "\x1b[32mx + 0</s>\x1b[0m" in shown
+    assert "⟦" not in shown
