@@ -1,0 +1,122 @@
+"""One command of ``spp``: its name, its help, its parameters, and the work behind it.
+
+A new command is one file here and one line in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+import typer
+
+from spp_cli.flags import Flag
+from spp_cli.progress import Reporter
+from spp_cli.reporting.answer import Answer
+from spp_cli.settings import Layer, assigned, parse_assignment
+
+__all__ = [
+    "CONFIG", "FORCE", "SET", "WORKSPACE", "Command",
+    "argument", "asked", "flag_parameter", "option", "switch",
+]  # fmt: skip
+
+Given = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: ``work`` takes what was given, by the parameters' names, and says what came of it.
+
+    ``work`` imports what needs torch when it runs, so that help does not wait for it.
+    """
+
+    name: str
+    help: str
+    parameters: Sequence[Parameter]
+    work: Callable[[Given, Reporter], Answer]
+
+
+def argument(name: str, text: str, *, metavar: str = "", kind: Any = str) -> Parameter:
+    """Return a positional parameter; without ``None`` in its ``kind`` it must be given."""
+    needed = kind in (str, list[str])
+    taken = typer.Argument(
+        ... if needed else None, metavar=metavar or name.upper(), help=text, show_default=False
+    )
+    return _parameter(name, kind, taken)
+
+
+def option(
+    name: str, text: str, *, metavar: str = "TEXT", panel: str | None = None, kind: Any = str,
+    default: Any = None, **limits: Any,
+) -> Parameter:  # fmt: skip
+    """Return ``--name VALUE``; None if it is not given, or ``default``."""
+    taken = typer.Option(
+        default,
+        f"--{name.replace('_', '-')}",
+        help=text,
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=panel,
+        **limits,
+    )
+    return _parameter(name, kind if default is not None else kind | None, taken)
+
+
+def switch(name: str, text: str, panel: str | None = None) -> Parameter:
+    """Return ``--name``, which takes no value: True if it is given."""
+    taken = typer.Option(
+        False, f"--{name.replace('_', '-')}", help=text, metavar="", rich_help_panel=panel
+    )
+    return _parameter(name, bool, taken)
+
+
+def flag_parameter(flag: Flag) -> Parameter:
+    """Return the parameter of a flag; None means that it was not given."""
+    names = flag.option
+    kind: Any = list[str] if flag.is_list else str
+    if flag.is_switch:
+        names, kind = f"{flag.option}/{flag.option.replace('--', '--no-', 1)}", bool
+    default = rf" [dim]\[default: {flag.default}][/dim]" if flag.default else ""
+    taken = typer.Option(
+        None,
+        names,
+        help=f"{flag.description}{default}",
+        metavar="" if flag.is_switch else flag.value,
+        show_default=False,
+        rich_help_panel=flag.panel,
+    )
+    return _parameter(_key_name(flag), kind | None, taken)
+
+
+def asked(flags: Sequence[Flag], given: Given) -> Layer:
+    """Return the settings on the command line: flags, then --set, which is the stronger."""
+    found = ((flag, given[_key_name(flag)]) for flag in flags)
+    named = [flag.assignment(value) for flag, value in found if value not in (None, [])]
+    return assigned([*named, *map(parse_assignment, given["assignments"] or [])])
+
+
+def _key_name(flag: Flag) -> str:
+    return flag.key.replace(".", "__")
+
+
+def _parameter(name: str, kind: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+CONFIG = argument("config", "YAML file; flags override it", metavar="CONFIG.yaml", kind=str | None)
+SET = _parameter(
+    "assignments",
+    list[str] | None,
+    typer.Option(
+        None,
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key, e.g. prune.calibration.seed=1; may be given more than once",
+        show_default=False,
+        rich_help_panel="Run",
+    ),
+)
+FORCE = switch("force", "Make it anew, whatever is there", "Run")
+WORKSPACE = option("workspace", "Folder of all runs; default: $SPP_WORKSPACE, or ./workspace")

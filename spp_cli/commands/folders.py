@@ -1,0 +1,47 @@
+"""spp verify and spp unpack: for any model folder, of a run or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spp_cli.commands.command import Command, Given, argument, option
+from spp_cli.progress import Reporter
+from spp_cli.reporting import tables
+from spp_cli.reporting.answer import Answer
+
+__all__ = ["UNPACK", "VERIFY"]
+
+
+def _verify(given: Given, _: Reporter) -> Answer:
+    from spp_cli.sparsity.verify import verify_folder
+
+    report = verify_folder(given["path"], given["pattern"])
+    return Answer(report.as_dict(), tables.verify_table(report.as_dict()), report.summary())
+
+
+def _unpack(given: Given, _: Reporter) -> Answer:
+    from spp_cli.sparsity.archive import unpack_folder
+
+    unpack_folder(Path(given["path"]), Path(given["target"]))
+    return Answer({"folder": given["target"]}, f"unpacked: {given['target']}")
+
+
+VERIFY = Command(
+    "verify",
+    "Check the zeros of any model folder, layer by layer; exit 1 if broken.",
+    [
+        argument("path", "Hugging Face model folder"),
+        option(
+            "pattern",
+            "Pattern to check against; default: what spp recorded in the folder",
+            metavar="N:M",
+        ),
+    ],
+    _verify,
+)
+UNPACK = Command(
+    "unpack",
+    "Bring back the model folder that spp merge --packed made small.",
+    [argument("path", "Archive folder"), argument("target", "Folder to be made")],
+    _unpack,
+)
