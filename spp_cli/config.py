@@ -437,6 +437,12 @@ class FinetuneConfig(Section):
     learning_rate: float = Field(
         4e-3, gt=0, description="Peak learning rate; 4e-3 suits 7B, small models want more"
     )
+    b_learning_rate_ratio: float = Field(
+        1.0,
+        gt=0,
+        description="Learning rate of each adapter's B, which starts as zero, over that of the "
+        "rest",
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate"
     )

@@ -14,7 +14,13 @@ from spp_cli.models.checkpoint import INDEX, SINGLE
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.experts import Part
 from spp_cli.models.stored import StoredTensors
-from spp_cli.models.tensor_file import Layout, TensorFile, write_tensors
+from spp_cli.models.tensor_file import (
+    Layout,
+    TensorFile,
+    UnfinishedFile,
+    begin_tensors,
+    write_tensors,
+)
 
 __all__ = ["CheckpointRewriter"]
 
@@ -56,8 +62,8 @@ class CheckpointRewriter:
         """Whether this or an interrupted writer before finished a shard."""
         return self._path(shard).exists()
 
-    def write(self, shard: int, replaced: Mapping[str, Tensor]) -> None:
-        """Write the tensors of one block, with ``replaced`` in their place.
+    def begin(self, shard: int, replaced: Mapping[str, Tensor]) -> UnfinishedFile:
+        """Write the tensors of one block, with ``replaced`` in their place, to be finished.
 
         ``replaced`` has the names and the layout of the model's tensors; each may be a stored
         tensor or a part of one.
@@ -77,7 +83,7 @@ class CheckpointRewriter:
                 part.of(stored).copy_(tensor)
             return stored
 
-        write_tensors(self._path(shard), layouts, read, _METADATA)
+        return begin_tensors(self._path(shard), layouts, read, _METADATA)
 
     def read(self, name: str, index: int | None = None) -> Tensor:
         """Return a stored tensor: as written if its shard is, else as in the source.
@@ -90,7 +96,7 @@ class CheckpointRewriter:
 
     def finish(self) -> None:
         """Write what is in no block, then the index; a small model becomes one file."""
-        self.write(len(self._names) - 1, {})
+        self.begin(len(self._names) - 1, {}).finish()
         files = [TensorFile(self._path(shard)) for shard in range(len(self._names))]
         homes = {name: file for file in files for name in file.names()}
         size = sum(file.path.stat().st_size for file in files)

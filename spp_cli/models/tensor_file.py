@@ -16,12 +16,20 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "TensorFile", "bytes_of", "layout_of", "write_tensors"]
+__all__ = [
+    "Layout",
+    "TensorFile",
+    "UnfinishedFile",
+    "begin_tensors",
+    "bytes_of",
+    "layout_of",
+    "write_tensors",
+]
 
 Layout = tuple[tuple[int, ...], torch.dtype]  # shape and type
 
@@ -124,6 +132,37 @@ class TensorFile:
         return tensor
 
 
+class UnfinishedFile:
+    """A file whose bytes are with the system, but neither on the disk for sure nor in its place."""
+
+    def __init__(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
+        self._path = path
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        try:
+            with self._beside.open("wb") as stream:
+                write(stream)
+        except OSError:
+            self._remove()
+            raise
+
+    def finish(self) -> None:
+        """Wait for the disk, then put the file in its place; a kill leaves all of it or nothing."""
+        try:
+            descriptor = os.open(self._beside, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._beside.replace(self._path)
+        except OSError:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        with suppress(OSError):
+            self._beside.unlink()
+
+
 def write_tensors(
     path: Path,
     layouts: Mapping[str, Layout],
@@ -135,7 +174,16 @@ def write_tensors(
     ``layouts`` tells the shape and type of each beforehand, so that each is read only once. Equal
     contents make equal files.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    begin_tensors(path, layouts, read, metadata).finish()
+
+
+def begin_tensors(
+    path: Path,
+    layouts: Mapping[str, Layout],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> UnfinishedFile:
+    """Do what ``write_tensors`` does, but for the wait for the disk: that is left to ``finish``."""
     entries: dict[str, dict[str, Any]] = {
         name: {"dtype": _CODES[dtype], "shape": list(shape)}
         for name, (shape, dtype) in layouts.items()
@@ -151,20 +199,15 @@ def write_tensors(
     header = {"__metadata__": dict(metadata), **{name: entries[name] for name in order}}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin on a multiple of 8
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(len(encoded).to_bytes(8, "little") + encoded)
-            for name in order:
-                tensor = read(name)
-                assert layout_of(tensor) == (tuple(layouts[name][0]), layouts[name][1]), name
-                stream.write(bytes_of(tensor.contiguous()))
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    except OSError:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in order:
+            tensor = read(name)
+            assert layout_of(tensor) == (tuple(layouts[name][0]), layouts[name][1]), name
+            stream.write(bytes_of(tensor.contiguous()))
+
+    return UnfinishedFile(path, write)
 
 
 def layout_of(tensor: Tensor) -> Layout:

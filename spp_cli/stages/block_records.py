@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
+from spp_cli.models.tensor_file import TensorFile, UnfinishedFile, begin_tensors, layout_of
 from spp_cli.pruning.engine import PrunedLayer
 from spp_cli.sparsity.masks import LazyMapping, pack
 
@@ -19,8 +19,8 @@ class BlockRecords:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, block: int, layers: list[PrunedLayer]) -> None:
-        """Record one block. With this file it counts as done, so its weights are written before."""
+    def begin(self, block: int, layers: list[PrunedLayer]) -> UnfinishedFile:
+        """Record one block. Finished, this file says that it is done: its weights come before."""
         packed = {layer.linear.name: pack(layer.keep) for layer in layers}
         described: dict[str, dict[str, Any]] = {
             layer.linear.name: {
@@ -32,7 +32,7 @@ class BlockRecords:
         self._folder.mkdir(parents=True, exist_ok=True)
         metadata = {"layers": json.dumps(described)}
         layouts = {name: layout_of(bits) for name, bits in packed.items()}
-        write_tensors(self._path(block), layouts, packed.__getitem__, metadata)
+        return begin_tensors(self._path(block), layouts, packed.__getitem__, metadata)
 
     def is_done(self, block: int) -> bool:
         """Whether a block was recorded, and the record is whole."""

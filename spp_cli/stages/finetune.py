@@ -94,6 +94,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         tensorboard=target / TENSORBOARD,
         progress=target / PROGRESS,
         distillation=_distillation(config, sources, sparse.model, device),
+        b_ratio=settings.b_learning_rate_ratio,
     )
     trainer.train_to_end()
     best_step, after = trainer.load_best()

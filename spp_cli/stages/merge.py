@@ -71,7 +71,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
     rewriter = CheckpointRewriter(sparse.stored, target, sparse.decoder)
     for block in range(len(sparse.decoder.blocks)):
-        rewriter.write(block, replaced)
+        rewriter.begin(block, replaced).finish()
     rewriter.finish()
     copy_companions(prune, target)
     packed = sparse.masks.as_stored()

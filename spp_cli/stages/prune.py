@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from spp_cli.stages.allocating import allocate
 from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.calibration import calibration
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.stages.work_behind import WorkBehind
 
 __all__ = ["run"]
 
@@ -93,25 +95,28 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     if processes.is_main():
         write_json(target / PROGRESS, progress)
-    for block, layers in prune_blocks(
-        model,
-        batches,
-        linears,
-        recipe,
-        order=ORDERS[order](),
-        device=device,
-        activations=activations(),
-        done=done,
-        reporter=reporter,
-    ):
-        if not processes.is_main():
-            continue
-        replaced = {
-            f"{layer.linear.name}.weight": layer.linear.as_stored(layer.weight) for layer in layers
-        }
-        rewriter.write(block, replaced)
-        records.write(block, layers)
-        write_json(target / PROGRESS, {**progress, "done": block + 1})
+    with WorkBehind() as behind:
+        for block, layers in prune_blocks(
+            model,
+            batches,
+            linears,
+            recipe,
+            order=ORDERS[order](),
+            device=device,
+            activations=activations(),
+            done=done,
+            reporter=reporter,
+        ):
+            if not processes.is_main():
+                continue
+            replaced = {
+                f"{layer.linear.name}.weight": layer.linear.as_stored(layer.weight)
+                for layer in layers
+            }
+            said = partial(write_json, target / PROGRESS, {**progress, "done": block + 1})
+            behind.do(
+                rewriter.begin(block, replaced).finish, records.begin(block, layers).finish, said
+            )
 
     if not processes.is_main():
         return Result({})

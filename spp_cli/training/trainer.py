@@ -49,7 +49,8 @@ class AdapterTrainer(Trainer):
 
     ``description`` is saved with each adapter. Losses go to ``reporter``, and to ``log`` as JSON
     lines; how many steps are done also goes to ``progress``, as JSON. ``blocks`` are the decoder
-    blocks, of which each process holds a part if the model is sharded.
+    blocks, of which each process holds a part if the model is sharded. Each adapter's B learns
+    ``b_ratio`` times as fast as the rest.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class AdapterTrainer(Trainer):
         tensorboard: Path,
         progress: Path,
         distillation: Distillation | None = None,
+        b_ratio: float = 1.0,
         **keywords: Any,
     ) -> None:
         self._blocks = blocks
         super().__init__(data_collator=pad_rows, **keywords)
         self.description = description
         self._distillation = distillation
+        self._b_ratio = b_ratio
         self._reporter = reporter
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._logged_at = time.monotonic()
@@ -88,6 +91,22 @@ class AdapterTrainer(Trainer):
         """Create the accelerator; a sharded model has the decoder blocks for units."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = sharding.shard_by_blocks(self.accelerator, self._blocks)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create AdamW; with a ratio for B these form a group apart (LoRA+, arXiv:2402.12354)."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self._b_ratio == 1 or not is_new:
+            return optimizer
+        assert self.model is not None
+        of_b = {id(p) for name, p in self.model.named_parameters() if name.endswith(".B")}
+        for group in list(optimizer.param_groups):
+            faster = [p for p in group["params"] if id(p) in of_b]
+            group["params"] = [p for p in group["params"] if id(p) not in of_b]
+            if faster:
+                rate = group["lr"] * self._b_ratio
+                optimizer.add_param_group({**group, "params": faster, "lr": rate})
+        return optimizer
 
     def train_to_end(self) -> None:
         """Validate and train, from the newest whole checkpoint on if there is one.

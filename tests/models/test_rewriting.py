@@ -29,7 +29,7 @@ def rewritten(
     model = empty_model(source)
     rewriter = CheckpointRewriter(StoredTensors(source, model), target, Decoder(model))
     for block in range(BLOCKS):
-        rewriter.write(block, (replaced or {}) if block == BLOCKS - 1 else {})
+        rewriter.begin(block, (replaced or {}) if block == BLOCKS - 1 else {}).finish()
     rewriter.finish()
     copy_companions(source.folder, target)
     return Checkpoint(target)

@@ -92,15 +92,15 @@ def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
 ):
     run(dense, tmp_path / "whole", method=method, order=order)
     owner, name = {
-        "weights": (CheckpointRewriter, "write"),
-        "record": (BlockRecords, "write"),
+        "weights": (CheckpointRewriter, "begin"),
+        "record": (BlockRecords, "begin"),
     }[moment]
     original = getattr(owner, name)
 
     def dying(self, index, *arguments):
         if index == block:
             raise Killed
-        original(self, index, *arguments)
+        return original(self, index, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying)
@@ -115,15 +115,15 @@ def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
 
 
 def test_a_killed_pruning_goes_on_in_the_order_it_began_with(dense, tmp_path, monkeypatch):
-    original = BlockRecords.write
+    original = BlockRecords.begin
 
     def dying(self, index, *arguments):
         if index == 1:
             raise Killed
-        original(self, index, *arguments)
+        return original(self, index, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockRecords, "write", dying)
+        patch.setattr(BlockRecords, "begin", dying)
         with pytest.raises(Killed):
             run(dense, tmp_path / "cut", sparsity=0.5)
     with monkeypatch.context() as patch:  # memory has become scarce
@@ -142,9 +142,9 @@ def test_a_killed_pruning_goes_on_with_the_ratios_it_began_with(
     def dying(self, index, *arguments):
         if block is None or index == block:
             raise Killed
-        original(self, index, *arguments)
+        return original(self, index, *arguments)
 
-    owner, name = (BlockRecords, "write") if block is not None else (InputNorm, "norm")
+    owner, name = (BlockRecords, "begin") if block is not None else (InputNorm, "norm")
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dying if block is not None else lambda self: dying(self, 0))
@@ -242,15 +242,15 @@ def test_experts_are_pruned_the_same_streamed_resumed_and_whole(
     method, mixture, tmp_path, monkeypatch
 ):
     run(mixture, tmp_path / "streamed", method=method)
-    original = CheckpointRewriter.write
+    original = CheckpointRewriter.begin
 
     def dying(self, index, *arguments):
         if index == 1:
             raise Killed
-        original(self, index, *arguments)
+        return original(self, index, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointRewriter, "write", dying)
+        patch.setattr(CheckpointRewriter, "begin", dying)
         with pytest.raises(Killed):
             run(mixture, tmp_path / "cut", method=method)
     run(mixture, tmp_path / "cut", method=method)

@@ -164,6 +164,17 @@ def test_the_dense_model_teaches_when_asked(sources, tmp_path):
     assert not same(adapter(tmp_path / "taught"), adapter(tmp_path / "plain"))
 
 
+def test_b_learns_as_much_faster_as_it_was_told(sources, tmp_path):
+    once = {"max_steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "warmup_ratio": 0}
+    plain, faster = (
+        (train(sources, tmp_path / str(ratio), b_learning_rate_ratio=ratio, **once), ratio)
+        for ratio in (1, 4)
+    )
+    one, other = (adapter(tmp_path / str(ratio)) for _, ratio in (plain, faster))
+    for name, weight in one.items():  # B starts as zero, and AdamW's first step is its rate
+        torch.testing.assert_close(other[name], weight * (4 if name.endswith(".B") else 1))
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(sources, tmp_path):
     other = make_model("llama", tmp_path / "other", vocab_size=128)
     with pytest.raises(ConfigError, match="whose vocabulary of 128 is not that of the pruned"):
