@@ -9,9 +9,9 @@ from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
 from spp_cli.status import run_status
-from spp_cli.workspace import Workspace
+from spp_cli.workspace import Run, Workspace
 
-__all__ = ["STATUS"]
+__all__ = ["STATUS", "existing_run"]
 
 
 def _status(given: Given, _: Reporter) -> Answer:
@@ -20,13 +20,24 @@ def _status(given: Given, _: Reporter) -> Answer:
         rows = [run_status(run) for run in workspace.runs()]
         text = tables.status_table(rows) if rows else f"{workspace.root} has no runs yet"
         return Answer({"workspace": str(workspace.root), "runs": rows}, text)
-    run = workspace.run(given["run"])
-    if not run.exists():
-        names = ", ".join(found.name for found in workspace.runs()) or "none"
-        raise ConfigError(f"{workspace.root} has no run {run.name}. Runs there: {names}")
+    run = existing_run(workspace, given["run"])
     status = run_status(run)
     text = f"{tables.status_table([status])}\n\n{tables.run_table(status['stages'])}"
     return Answer(status, text)
+
+
+def existing_run(workspace: Workspace, name: str) -> Run:
+    """Return the run of this name.
+
+    Raises:
+        ConfigError: there is none; the message names those that are there.
+        WorkspaceError: no run can have the name.
+    """
+    run = workspace.run(name)
+    if not run.exists():
+        names = ", ".join(found.name for found in workspace.runs()) or "none"
+        raise ConfigError(f"{workspace.root} has no run {run.name}. Runs there: {names}")
+    return run
 
 
 STATUS = Command(

@@ -9,17 +9,20 @@ from typing import Any
 from spp_cli.reporting.terminal import duration
 
 __all__ = [
+    "TITLES",
     "calibration_table",
+    "evaluation_cells",
     "evaluation_table",
     "plan_table",
     "run_table",
+    "stage_cells",
     "status_table",
     "table",
     "trials_table",
     "verify_table",
 ]
 
-_TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
+TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
 _ERROR = "_stderr"
 _NOTHING = "–"
 
@@ -39,7 +42,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation_table(document: Mapping[str, Any]) -> str:
-    """Return the table of an evaluation: dense | pruned | finetuned | merged | recovered.
+    """Return the table of an evaluation as text, from a results.json."""
+    return table(*evaluation_cells(document))
+
+
+def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of an evaluation: dense | pruned | finetuned | merged | recovered.
 
     ``document`` is a results.json: ``models`` with the results of each, and ``recovered``, the
     share of what pruning lost that came back.
@@ -61,8 +69,8 @@ def evaluation_table(document: Mapping[str, Any]) -> str:
             cells = [_measured(model["results"].get(task), metric) for model in models.values()]
             won_back = f"{round(100 * share[task])}%" if place == 0 and task in share else ""
             rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
-    header = ["", *(_TITLES.get(name, name) for name in models), "recovered" if share else ""]
-    return table(header, rows)
+    header = ["", *(TITLES.get(name, name) for name in models), "recovered" if share else ""]
+    return header, rows
 
 
 def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
@@ -115,7 +123,14 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line a stage, as ``spp status RUN`` shows them.
+    """Return one line a stage, as ``spp status RUN`` shows them."""
+    return table(*stage_cells(stages))
+
+
+def stage_cells(
+    stages: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a run's stages.
 
     Each stage has ``state`` and, once it is done, ``finished`` (ISO time), ``seconds`` and
     ``peak_memory_bytes``.
@@ -132,7 +147,7 @@ def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
                 _NOTHING if memory is None else f"{memory / 2**30:.2f} GiB",
             ]
         )
-    return table(["stage", "state", "finished", "took", "peak memory"], rows)
+    return ["stage", "state", "finished", "took", "peak memory"], rows
 
 
 def plan_table(document: Mapping[str, Any]) -> str:
