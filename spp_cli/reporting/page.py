@@ -169,7 +169,7 @@ def _samples(samples: Mapping[str, Any] | None) -> Markup | None:
             element(
                 "div",
                 *(
-                    element("div", element("h4", TITLES[stage]), element("pre", texts[place]))
+                    element("div", element("h4", TITLES[stage]), _written(texts[place]))
                     for stage, texts in samples["models"].items()
                 ),
                 class_="columns",
@@ -183,6 +183,13 @@ def _samples(samples: Mapping[str, Any] | None) -> Markup | None:
         "at most, the most likely one every time."
     )
     return join(element("h3", "Samples"), element("p", note, class_="note"), *shown)
+
+
+def _written(text: str) -> Markup:
+    """Return what a model wrote; blank lines at its end are told, not shown."""
+    if not (shown := text.rstrip()):
+        return element("p", "nothing but blanks" if text else "nothing", class_="note")
+    return element("pre", shown)
 
 
 def _reproduce(run: Mapping[str, Any]) -> Markup:

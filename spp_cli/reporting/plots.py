@@ -124,7 +124,9 @@ def histogram_plot(name: str, histogram: Mapping[str, Any]) -> Plot:
         for (stage, counts), colour, line in looks:
             label = f"{TITLES[stage]}, {histogram['zeros'][stage]:.1%} zeros"
             fill = stage == "dense"
-            axis.stairs(counts, histogram["edges"], color=colour, linestyle=line, label=label)
+            axis.stairs(
+                counts, histogram["edges"], color=colour, linestyle=line, label=label, linewidth=1.4
+            )
             if fill:
                 axis.stairs(counts, histogram["edges"], color=colour, alpha=0.15, fill=True)
         figure.legend(loc="outside lower left", ncols=2)

@@ -64,7 +64,9 @@ def _from_the_text(config: SppConfig, sources: Sources, tokenizer: Any) -> list[
     demo = is_demo_family(sources.model)
     tokens = evaluation_text(config.eval, tokenizer, sources.model, demo).tokens
     every = max(1, len(tokens) // 3)
-    pieces = [tokenizer.decode(row[:_TOKENS]) for row in tokens[::every][:3]]
+    pieces = [
+        tokenizer.decode(row[:_TOKENS], skip_special_tokens=True) for row in tokens[::every][:3]
+    ]
     found = [first_lines(piece, whole=not place) for place, piece in enumerate(pieces)]
     if not (found := [prompt for prompt in dict.fromkeys(found) if prompt.strip()]):
         raise DataError(
