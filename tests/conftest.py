@@ -12,7 +12,11 @@ import transformers
 from hypothesis import settings
 from safetensors.torch import save_file
 
+from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import SINGLE, locate
+from spp_cli.pipeline import run_stages
+from spp_cli.progress import Silent
+from spp_cli.workspace import STAGES, Workspace
 
 # Time is measured in scripts/bench_*.py, never in a test; and a first call imports much.
 settings.register_profile("spp", deadline=None, max_examples=50)
@@ -127,6 +131,36 @@ def add_tokenizer(folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(locate("demo")[0] / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace to read: ``wanda`` has all stages, ``magnitude`` only pruned, on longer text."""
+    folder = tmp_path_factory.mktemp("side-by-side")
+    make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
+    add_tokenizer(folder / "base")
+    text = folder / "text.txt"
+    text.write_text("".join(f"def add_{number}(x): return x + {number}\n" for number in range(200)))
+    read = {"source": str(text), "sequence_length": 32}
+    settings = {
+        "model": str(folder / "base"),
+        "workspace": str(folder / "runs"),
+        "prune": {"calibration": {**read, "samples": 2}},
+        "finetune": {
+            "data": {**read, "samples": 8},
+            "max_steps": 4,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 0.01,
+        },
+        "merge": {"check_sequences": 1, "check_length": 8, "packed": True},
+        "eval": {"perplexity": {**read, "max_chunks": 2}},
+    }
+    run_stages(STAGES, SppConfig.model_validate(settings), Silent(), run="wanda")
+    settings["prune"] = {"method": "magnitude", "pattern": "2:4"}
+    settings["eval"] = {"perplexity": {**read, "max_chunks": 3}}
+    run_stages(["prune", "eval"], SppConfig.model_validate(settings), Silent(), run="magnitude")
+    return Workspace(folder / "runs")
 
 
 @pytest.fixture

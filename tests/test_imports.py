@@ -33,11 +33,13 @@ LEVELS = {
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
-    **dict.fromkeys(("cli", "commands", "invocation", "report", "status", "flags", "__main__"), 5),
+    **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
+    **dict.fromkeys(("comparability", "comparison", "report"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "commands",
+    "comparison",
     "invocation",
     "report",
     "status",

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, switch
-from spp_cli.commands.status import existing_run
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
 from spp_cli.invocation import default_workspace
@@ -26,7 +25,7 @@ def _report(given: Given, reporter: Reporter) -> Answer:
 
     workspace = Workspace(given["workspace"] or default_workspace())
     names = list(dict.fromkeys(given["runs"] or []))
-    runs = [existing_run(workspace, name) for name in names] or [workspace.latest()]
+    runs = [workspace.existing_run(name) for name in names] or [workspace.latest("prune")]
     output = _output(given["output"], workspace, [run.name for run in runs])
     prompts = _prompts(given)
     missing = ""

@@ -173,7 +173,11 @@ class _Measure:
                 found = evaluate_tasks(model(), tokenizer, [name], settings, self._reporter)
                 return {task: asdict(result) for task, result in found.items()}
 
-            results |= self._remembered(key, score)
+            # Whoever compares results must know by which harness they were counted.
+            results |= {
+                task: {**result, "harness": key["harness"]}
+                for task, result in self._remembered(key, score).items()
+            }
         if "zeroshot" in settings.tasks:
             mean = zeroshot_mean({name: _as_result(results[name]) for name in ZEROSHOT})
             results["zeroshot"] = {"metrics": {"acc": mean}, "tasks": list(ZEROSHOT)}

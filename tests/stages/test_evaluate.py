@@ -13,6 +13,7 @@ from conftest import add_tokenizer, make_model
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.adapters.spp import SPP
 from spp_cli.config import SppConfig
+from spp_cli.evaluation.harness import harness_version
 from spp_cli.progress import Silent
 from spp_cli.stages import evaluate, prune
 from spp_cli.stages.evaluate import RESULTS, evaluate_folder
@@ -90,6 +91,7 @@ def test_another_task_adds_to_the_results_that_still_hold(sources, tmp_path):
     sources.stages["eval"] = tmp_path / "a"
     document, _ = run(config_of("next-line"), sources, tmp_path / "b")
     assert set(document["models"]["dense"]["results"]) == {"perplexity@32", "next-line"}
+    assert document["models"]["dense"]["results"]["next-line"]["harness"] == harness_version()
     sources.stages["eval"] = tmp_path / "b"
     changed = Sources(
         sources.model, True, sources.stages, {**sources.digests, "prune": "other"}, sources.cache

@@ -1,0 +1,249 @@
+"""Many runs side by side: one row for each model that was evaluated, from the records on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from spp_cli.comparability import reasons
+from spp_cli.errors import ConfigError, WorkspaceError
+from spp_cli.fingerprint import Manifest
+from spp_cli.publishing import CONFIG
+from spp_cli.settings import read_yaml
+from spp_cli.workspace import Run
+
+__all__ = ["evaluations", "rows"]
+
+Row = dict[str, Any]
+MADE_BY = {  # the stages that each model comes from
+    "dense": (),
+    "prune": ("prune",),
+    "finetune": ("prune", "finetune"),
+    "merge": ("prune", "finetune", "merge"),
+}
+_RESULTS = "results.json"
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """Return one row for each run and evaluated stage, in the order of ``runs``.
+
+    A dense model has one row for all runs in which it has the same digest and results; it comes
+    before the first of them, and its ``run`` is None. A row has:
+
+    - ``run``; ``runs``, all in which it was measured; ``stage``: dense, prune, finetune or merge;
+    - ``model``, the path of the dense model, and the first 16 digits of its ``model_digest``;
+    - ``method``, ``pattern`` ("unstructured", "2:4"), ``target_sparsity``, ``allocation``,
+      ``refine``, ``order``, ``adapter``: None where they do not apply;
+    - ``settings``: by key ("finetune.learning_rate") all that decided the model;
+    - ``perplexity``: by name ("perplexity@256") ``perplexity``, ``nats``, ``tokens``, ``length``,
+      ``source`` and the tokens' ``digest``;
+    - ``tasks``: by name ``metrics`` (acc, acc_stderr, acc_norm, ...), ``samples`` (questions),
+      ``version``, ``num_fewshot`` and the ``harness``'s version; ``zeroshot``: mean of acc or None;
+    - ``recovered``: by name of the measurement the share that came back;
+    - ``sparsity``, 0 to 1, of the linears in decoder blocks, and ``bytes_packed``;
+    - ``minutes`` of all stages up to this one, ``stage_minutes`` of this one alone,
+      ``peak_memory_bytes``, the most of those stages: of several that ran in one process each
+      counts the ones before it;
+    - ``incomparable``: in words why not to compare it with the others, see ``comparability``.
+    """
+    found: list[Row] = []
+    for row in (row for run in runs for row in evaluations(run)):
+        same = next((other for other in found if _is_same_dense(row, other)), None)
+        if same:
+            same["runs"] += row["runs"]
+        else:
+            found.append(row)
+    for row, why in zip(found, reasons(found), strict=True):
+        row["incomparable"] += why
+    return found
+
+
+def evaluations(run: Run) -> list[Row]:
+    """Return the rows of one run; none if it has no evaluation that can be read."""
+    try:
+        manifest, folder = run.manifest("eval"), run.folder / "eval"
+        document = json.loads((folder / _RESULTS).read_bytes()) if manifest else {"models": {}}
+        models = document["models"]
+        shares = document.get("recovered", {})
+        return [
+            _row(_Evaluated(run, manifest, stage, models[stage]), shares.get(stage, {}))
+            for stage in MADE_BY
+            if manifest and stage in models
+        ]
+    except (WorkspaceError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _is_same_dense(row: Row, other: Row) -> bool:
+    keys = ("stage", "model_digest", "perplexity", "tasks", "zeroshot")
+    return row["stage"] == "dense" and all(row[key] == other[key] for key in keys)
+
+
+class _Evaluated:
+    """One model of a results.json, and the records of the stages that it was made by."""
+
+    def __init__(self, run: Run, evaluation: Manifest, stage: str, model: dict[str, Any]) -> None:
+        self.run, self.evaluation, self.stage, self.model = run, evaluation, stage, model
+        manifests = {name: _manifest(run, name) for name in MADE_BY[stage]}
+        there = {name: manifest for name, manifest in manifests.items() if manifest}
+        measured = _digests(stage, model["digest"])
+        self.is_outdated = any(
+            name in there and there[name].output_digest != digest
+            for name, digest in measured.items()
+        )
+        # Records of what was made anew since, or of what this model was not made from, say nothing.
+        read = {**measured, **(there[stage].inputs if stage in there else {})}
+        self.made_by = {
+            name: manifest
+            for name, manifest in there.items()
+            if not self.is_outdated and manifest.output_digest == read.get(name)
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decided the model, by key.
+
+        Of a stage whose folder is gone the evaluation's config.yaml still tells.
+        """
+        sections: dict[str, Any] = {}
+        for name in MADE_BY[self.stage]:
+            if name in self.made_by:
+                sections |= self.made_by[name].settings
+                sections["seed"] = self.made_by[name].seed
+            else:
+                sections[name] = self._config().get(name, {})
+        sections.pop("model", None)  # its digest is a row's own
+        return dict(_leaves(sections)) if sections else {}
+
+    def path(self) -> str | None:
+        """Return the dense model's path as it was configured."""
+        model = self._config().get("model")
+        return model.get("path") if isinstance(model, Mapping) else model
+
+    def _config(self) -> dict[str, Any]:
+        with suppress(ConfigError):
+            return read_yaml(self.run.folder / "eval" / CONFIG).values
+        return {}
+
+    def dense_digest(self) -> str:
+        if self.stage == "dense":
+            return str(self.model["digest"])[:16]
+        pruned = self.made_by.get("prune")
+        recorded = pruned.settings.get("model", {}).get("digest") if pruned else None
+        return str(recorded or self.evaluation.inputs.get("model", ""))[:16]
+
+
+def _manifest(run: Run, stage: str) -> Manifest | None:
+    with suppress(WorkspaceError):
+        return run.manifest(stage)
+    return None
+
+
+def _digests(stage: str, digest: str) -> dict[str, str]:
+    """Return the digests of the stages' outputs that were measured: an adapter is with its base."""
+    if stage == "finetune":
+        prune, _, finetune = digest.partition("+")
+        return {"prune": prune, "finetune": finetune}
+    return {} if stage == "dense" else {stage: digest}
+
+
+def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, values
+
+
+def _row(evaluated: _Evaluated, shares: dict[str, float]) -> Row:
+    run, stage, model = evaluated.run, evaluated.stage, evaluated.model
+    results = dict(model["results"])
+    zeroshot = results.pop("zeroshot", None)
+    settings = evaluated.settings()
+    stale = f"model: it was measured before its {_last(stage)} was made anew; spp eval --run"
+    return {
+        "run": None if stage == "dense" else run.name,
+        "runs": [run.name],
+        "stage": stage,
+        "model": evaluated.path(),
+        "model_digest": evaluated.dense_digest(),
+        **_recipe(evaluated, settings),
+        "settings": settings,
+        "perplexity": {name: found for name, found in results.items() if "nats" in found},
+        "tasks": {name: found for name, found in results.items() if "nats" not in found},
+        "zeroshot": zeroshot and zeroshot["metrics"]["acc"],
+        "recovered": shares,
+        "sparsity": model.get("sparsity"),
+        "bytes_packed": _bytes_packed(evaluated),
+        **_costs(evaluated),
+        "incomparable": [f"{stale} {run.name}"] if evaluated.is_outdated else [],
+    }
+
+
+def _last(stage: str) -> str:
+    return MADE_BY[stage][-1] if MADE_BY[stage] else stage
+
+
+def _recipe(evaluated: _Evaluated, settings: Mapping[str, Any]) -> dict[str, Any]:
+    pruned = evaluated.made_by.get("prune")
+    order = pruned.metrics.get("order") if pruned else None  # what auto has chosen
+    allocation = settings.get("prune.allocation.name", settings.get("prune.allocation"))
+    if isinstance(allocation, list):  # globs go on record as a list, for their order
+        allocation = dict(allocation).get("name")
+    return {
+        "method": settings.get("prune.method.name"),
+        "pattern": settings.get("prune.pattern"),
+        "target_sparsity": settings.get("prune.sparsity"),
+        "allocation": allocation,
+        "refine": settings.get("prune.refine.name"),
+        "order": order or settings.get("prune.order"),
+        "adapter": settings.get("finetune.adapter.name"),
+    }
+
+
+def _costs(evaluated: _Evaluated) -> dict[str, Any]:
+    """Return times and memory; None where a stage's record is gone."""
+    made_by = [evaluated.made_by.get(name) for name in MADE_BY[evaluated.stage]]
+    manifests = [manifest for manifest in made_by if manifest]
+    peaks = [manifest.peak_memory_bytes or 0 for manifest in manifests]
+    complete = bool(made_by) and len(manifests) == len(made_by)
+    seconds = [manifest.seconds for manifest in manifests]
+    return {
+        "minutes": sum(seconds) / 60 if complete else None,
+        "stage_minutes": made_by[-1].seconds / 60 if made_by and made_by[-1] else None,
+        "peak_memory_bytes": max(peaks) or None if complete else None,
+    }
+
+
+def _bytes_packed(evaluated: _Evaluated) -> int | None:
+    """Return the bytes of the model without its zeros, as ``spp merge --packed`` would leave it.
+
+    Its record says so exactly. Without one they are counted: each weight that is not zero, and one
+    bit for each weight of the pruned linears, which is the keep mask (see ``sparsity.packing`` and
+    ``sparsity.archive``). Left out are the headers of the files, some kilobytes, and kept weights
+    that happen to be zero. An adapter that is not merged comes on top of its base. The dense model
+    has its weights as they are, of the type in which its run has pruned them.
+    """
+    model, made_by = evaluated.model, evaluated.made_by
+    if packed := made_by.get("merge") and made_by["merge"].metrics.get("packed_bytes"):
+        return int(packed)
+    manifest = made_by.get("merge", made_by.get("prune"))
+    if evaluated.stage == "dense":
+        manifest = _manifest(evaluated.run, "prune")
+    if not (manifest and model.get("parameters")):
+        return None
+    width = round(_bytes_of_weights(manifest) / model["parameters"])
+    zeros = model["parameters"] - model["nonzero_parameters"]
+    mask = zeros / model["sparsity"] / 8 if evaluated.stage != "dense" and zeros else 0
+    adapter = made_by["finetune"].files if evaluated.stage == "finetune" else {}
+    whole = model["nonzero_parameters"] * width + mask + adapter.get("adapter.safetensors", 0)
+    return round(whole)
+
+
+def _bytes_of_weights(manifest: Manifest) -> int:
+    return sum(
+        size
+        for name, size in manifest.files.items()
+        if name.endswith(".safetensors") and "/" not in name and name != "keep_masks.safetensors"
+    )

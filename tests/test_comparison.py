@@ -1,0 +1,181 @@
+"""Runs side by side: every number from its record, and no comparison that does not hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spp_cli.comparability import reasons
+from spp_cli.comparison import rows
+from spp_cli.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(side_by_side: Workspace, tmp_path: Path) -> Workspace:
+    """A copy, to be changed."""
+    shutil.copytree(side_by_side.root, tmp_path / "runs")
+    return Workspace(tmp_path / "runs")
+
+
+def rows_of(workspace: Workspace, *names: str) -> list[dict[str, Any]]:
+    return rows([workspace.run(name) for name in names])
+
+
+def test_a_row_has_what_the_stages_put_on_record(side_by_side: Workspace) -> None:
+    dense, prune, finetune, merge = rows_of(side_by_side, "wanda")
+    run = side_by_side.run("wanda")
+    results = json.loads((run.folder / "eval" / "results.json").read_text())["models"]
+    manifests = {stage: run.manifest(stage) for stage in ("prune", "finetune", "merge")}
+    for row in (dense, prune, finetune, merge):
+        assert row["perplexity"] == results[row["stage"]]["results"]
+        assert row["sparsity"] == results[row["stage"]]["sparsity"]
+        assert row["incomparable"] == []
+    recipe = ("method", "pattern", "target_sparsity", "allocation", "refine", "order", "adapter")
+    assert [dense[key] for key in recipe] == [None] * 7
+    wanda = ["wanda", "unstructured", 0.5, "uniform", "none", "one-pass"]
+    assert [prune[key] for key in recipe] == [*wanda, None]
+    assert [merge[key] for key in recipe] == [*wanda, "spp"]
+    assert finetune["settings"]["finetune.learning_rate"] == 0.01
+    assert "finetune.learning_rate" not in prune["settings"]
+    seconds = [manifest.seconds for manifest in manifests.values()]
+    assert prune["minutes"] == pytest.approx(seconds[0] / 60)
+    assert merge["minutes"] == pytest.approx(sum(seconds) / 60)
+    assert merge["stage_minutes"] == pytest.approx(seconds[2] / 60)
+    assert merge["peak_memory_bytes"] == max(m.peak_memory_bytes for m in manifests.values())
+    assert merge["bytes_packed"] == manifests["merge"].metrics["packed_bytes"]
+
+
+def test_bytes_without_a_record_are_those_of_the_archive_but_for_its_headers(
+    side_by_side: Workspace,
+) -> None:
+    dense, prune, _, merge = rows_of(side_by_side, "wanda")
+    archive = side_by_side.root / "wanda" / "merge" / "packed"
+    headers = 0
+    for path in archive.glob("*.safetensors"):
+        headers += 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert prune["bytes_packed"] == merge["bytes_packed"] - headers
+    assert dense["bytes_packed"] == 2 * _parameters(side_by_side)  # bfloat16
+
+
+def _parameters(workspace: Workspace) -> int:
+    results = json.loads((workspace.root / "wanda" / "eval" / "results.json").read_text())
+    return int(results["models"]["dense"]["parameters"])
+
+
+def test_runs_share_the_row_of_their_dense_model_if_it_was_measured_alike(
+    workspace: Workspace,
+) -> None:
+    shutil.copytree(workspace.root / "wanda", workspace.root / "again")
+    found = rows_of(workspace, "wanda", "again", "magnitude")
+    dense = [row for row in found if row["stage"] == "dense"]
+    assert [row["runs"] for row in dense] == [["wanda", "again"], ["magnitude"]]
+
+
+def test_numbers_of_another_text_are_marked_in_words(side_by_side: Workspace) -> None:
+    found = rows_of(side_by_side, "wanda", "magnitude")
+    marked = {row["runs"][0] for row in found if row["incomparable"]}
+    assert marked == {"magnitude"}
+    source = next(iter(found[0]["perplexity"].values()))["source"]
+    (reason,) = found[-1]["incomparable"]
+    assert reason.startswith("perplexity@32: tokens ")
+    assert f"of {source}, 93 in all, not " in reason
+    assert reason.endswith(f"of {source}, 62 in all")
+
+
+def test_a_row_whose_stage_was_made_anew_says_so_and_keeps_its_old_settings(
+    workspace: Workspace,
+) -> None:
+    path = workspace.root / "magnitude" / "prune" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["output_digest"] = "another"
+    manifest["settings"]["prune"]["pattern"] = "1:4"
+    path.write_text(json.dumps(manifest))
+    (row,) = [row for row in rows_of(workspace, "magnitude") if row["stage"] == "prune"]
+    assert row["pattern"] == "2:4"
+    assert row["minutes"] is None
+    assert row["incomparable"] == [
+        "model: it was measured before its prune was made anew; spp eval --run magnitude"
+    ]
+
+
+def test_a_merged_model_outlives_its_parts(workspace: Workspace) -> None:
+    before = rows_of(workspace, "wanda")[-1]
+    for stage in ("prune", "finetune"):
+        shutil.rmtree(workspace.root / "wanda" / stage)
+    row = rows_of(workspace, "wanda")[-1]
+    for key in ("method", "pattern", "target_sparsity", "adapter", "sparsity", "perplexity"):
+        assert row[key] == before[key]
+    assert row["minutes"] is None
+    assert row["stage_minutes"] == before["stage_minutes"]
+
+
+def test_a_run_without_an_evaluation_has_no_rows(workspace: Workspace) -> None:
+    assert rows([workspace.run("none-such")]) == []
+    (workspace.root / "magnitude" / "eval" / "manifest.json").write_text("{")
+    assert rows_of(workspace, "magnitude") == []
+
+
+def measured(digest: str = "d", length: int = 256, **task: Any) -> dict[str, Any]:
+    text = {"digest": digest * 8, "source": "demo", "tokens": 510, "length": length}
+    known = {"harness": "0.4.13", "version": "1.0", "num_fewshot": 0, "samples": 200, **task}
+    return {
+        "model": "demo",
+        "model_digest": "f0" * 8,
+        "perplexity": {f"perplexity@{length}": text},
+        "tasks": {"next-line": known},
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"harness": "0.4.9"}, "next-line: harness 0.4.9, not 0.4.13"),
+        ({"harness": None}, "next-line: harness not on record, not 0.4.13"),
+        ({"version": "2.0"}, "next-line: version 2.0, not 1.0"),
+        ({"num_fewshot": 5}, "next-line: shots 5, not 0"),
+        ({"samples": 8}, "next-line: questions 8, not 200"),
+        (
+            {"digest": "e"},
+            "perplexity@256: tokens eeeeeeee of demo, 510 in all, not dddddddd of demo, 510 in all",
+        ),
+        ({"length": 512}, "perplexity: at 512 tokens, not at 256 tokens"),
+    ],
+)
+def test_a_reason_names_both_values(other: dict[str, Any], reason: str) -> None:
+    assert reasons([measured(), measured(**other), measured()]) == [[], [reason], []]
+
+
+def test_another_dense_model_is_a_reason() -> None:
+    other = {**measured(), "model": "opt", "model_digest": "ab" * 8}
+    assert reasons([measured(), other]) == [[], ["model: opt (abababab), not demo (f0f0f0f0)"]]
+
+
+ROWS = st.lists(
+    st.builds(
+        measured,
+        digest=st.sampled_from("de"),
+        length=st.sampled_from([128, 256]),
+        samples=st.sampled_from([8, 200]),
+    )
+)
+
+
+@given(ROWS, st.randoms())
+def test_rows_without_a_reason_can_be_compared_with_each_other(rows: list[Any], random: Any):
+    found = reasons(rows)
+    assert len(found) == len(rows)
+    free = [row for row, why in zip(rows, found, strict=True) if not why]
+    assert reasons(free) == [[]] * len(free)
+
+
+@given(ROWS)
+def test_most_rows_are_free_of_each_kind_of_reason(rows: list[Any]):
+    """What is compared with is the most common setting, so no other is as common."""
+    lengths = [any(why.startswith("perplexity: ") for why in found) for found in reasons(rows)]
+    assert sum(lengths) <= len(rows) / 2
