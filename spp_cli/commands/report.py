@@ -6,23 +6,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, switch
+from spp_cli.comparison import rows
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
 from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
+from spp_cli.report import gather, look_inside
+from spp_cli.reporting import figures
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.figures import Plot
+from spp_cli.reporting.page import page
+from spp_cli.reporting.plots import common_plots, run_plots
 from spp_cli.workspace import Workspace
 
 __all__ = ["REPORT"]
 
 
 def _report(given: Given, reporter: Reporter) -> Answer:
-    from spp_cli.report import gather, look_inside
-    from spp_cli.reporting import figures
-    from spp_cli.reporting.page import page
-    from spp_cli.reporting.plots import run_plots
-
     workspace = Workspace(given["workspace"] or default_workspace())
     names = list(dict.fromkeys(given["runs"] or []))
     runs = [workspace.existing_run(name) for name in names] or [workspace.latest("prune")]
@@ -40,6 +40,10 @@ def _report(given: Given, reporter: Reporter) -> Answer:
     for run, gathered in zip(runs, document["runs"], strict=True):
         look_inside(run, gathered, reporter, prompts=prompts, layer=given["layer"])
     plots = {gathered["run"]: run_plots(gathered) for gathered in document["runs"]}
+    if len(runs) > 1:
+        found = rows(runs)
+        document["comparison"] = {"header": [], "rows": [], "notes": []}
+        plots[""] = common_plots(document["runs"], found)
     html = page(document, plots, None if missing else figures.as_svg, missing)
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +88,6 @@ def _draw(plots: Iterable[Sequence[Plot]], folder: str | None) -> list[str]:
     """Draw each plot as SVG and as PNG into ``folder``; return their paths."""
     if folder is None:
         return []
-    from spp_cli.reporting.figures import save
-
     target = Path(folder).expanduser()
     paths = []
     with disk_errors(target):
@@ -93,7 +95,7 @@ def _draw(plots: Iterable[Sequence[Plot]], folder: str | None) -> list[str]:
         for plot in (plot for each in plots for plot in each):
             for suffix in ("svg", "png"):
                 paths.append(target / f"{plot.name}.{suffix}")
-                save(plot, paths[-1])
+                figures.save(plot, paths[-1])
     return [str(path) for path in paths]
 
 

@@ -84,11 +84,10 @@ def _contents(names: Sequence[str]) -> Markup:
 
 def _together(document: Mapping[str, Any], plots: Sequence[Plot], draw: Draw | None) -> Markup:
     comparison = document["comparison"]
-    header, rows = comparison["cells"]
     return element(
         "section",
         element("h2", "All together"),
-        _table(header, rows, "Comparison of all runs"),
+        _table(comparison["header"], comparison["rows"], "Comparison of all runs"),
         *(element("p", note, class_="note") for note in comparison["notes"]),
         _figures(plots, draw),
         id="together",

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spp_cli.reporting.plots import grid, pareto_front, pareto_plot
+from spp_cli.reporting.plots import grid, pareto_front
 
 POINTS = st.lists(st.tuples(st.sampled_from([0, 0.5, 0.6, 0.75]), st.integers(1, 9)), min_size=1)
 
