@@ -16,7 +16,7 @@ from spp_cli.publishing import CONFIG
 from spp_cli.settings import Layer, assigned, demo_defaults, read_yaml, stack, validate
 from spp_cli.workspace import STAGES, Run, Workspace
 
-__all__ = ["default_workspace", "recorded_config", "resolve", "resolve_for_folder"]
+__all__ = ["default_workspace", "recorded_settings", "resolve", "resolve_for_folder"]
 
 _NEEDS = {"finetune": "prune", "merge": "finetune", "eval": "prune"}
 
@@ -82,13 +82,13 @@ def _choose(command: str, config: SppConfig, *, names_a_model: bool) -> Run | No
         raise
 
 
-def recorded_config(run: Run) -> SppConfig:
-    """Return the configuration that the run's finished stages were made with, each by its own.
+def recorded_settings(run: Run) -> Layer:
+    """Return what the run's finished stages were made with, each by its own record; unchecked.
 
     Raises:
-        ConfigError: a config.yaml of another version of spp, or one that was changed.
+        ConfigError: a config.yaml cannot be read.
     """
-    return _complete(stack(_recorded(run, STAGES), assigned([("run", run.name, "")])))
+    return stack(_recorded(run, STAGES), assigned([("run", run.name, "")]))
 
 
 def _recorded(run: Run, stages: Sequence[str]) -> Layer:

@@ -11,12 +11,12 @@ from typing import Any
 
 from spp_cli import __version__, yaml12
 from spp_cli.config import SppConfig
-from spp_cli.errors import ConfigError, SppError, WorkspaceError
-from spp_cli.invocation import recorded_config
+from spp_cli.errors import SppError, WorkspaceError
+from spp_cli.invocation import recorded_settings
 from spp_cli.progress import Reporter
-from spp_cli.publishing import CONFIG, LOG
+from spp_cli.publishing import LOG
 from spp_cli.reporting.loss_plot import read_log
-from spp_cli.settings import dump_yaml
+from spp_cli.settings import validate
 from spp_cli.status import run_status
 from spp_cli.workspace import STAGES, Run
 
@@ -40,6 +40,7 @@ def gather(runs: Sequence[Run]) -> dict[str, Any]:
 
     Raises:
         WorkspaceError: a run has no finished stage.
+        ConfigError: a run's config.yaml cannot be read.
     """
     made = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -67,7 +68,7 @@ def look_inside(
         SppError: a prompt or ``layer`` was given, and they cannot be had.
     """
     try:
-        config = recorded_config(run)
+        config = validate(recorded_settings(run))
         from spp_cli.pipeline import dense_model  # not above: records need no torch
         from spp_cli.stages.stage import Sources
 
@@ -131,18 +132,18 @@ def _gathered(run: Run) -> dict[str, Any]:
         raise WorkspaceError(
             f"run {run.name} has no finished stage to report on. Run: spp prune --run {run.name}"
         )
-    model, text = _configuration(run, manifests)
+    settings = recorded_settings(run)
     pruned = manifests.get("prune", {}).get("metrics", {})
     return {
         "run": run.name,
-        "model": model,
+        "model": str(settings.get("model.path")),
         "manifests": manifests,
         "status": status,
         "evaluation": _read(lambda: json.loads((run.folder / "eval" / _RESULTS).read_bytes())),
         "log": _read(lambda: read_log(run.folder / "finetune" / LOG)) or [],
         "layers": pruned.get("layers", {}),
         "output_error_from": pruned.get("output_error_from"),
-        "config": text,
+        "config": yaml12.dump(settings.values),
         "commands": _commands(run.name, manifests),
         "facts": _facts(manifests),
         "warnings": warnings,
@@ -155,20 +156,6 @@ def _read(read: Callable[[], Any]) -> Any:
     with suppress(OSError, ValueError):
         return read()
     return None
-
-
-def _configuration(run: Run, manifests: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the dense model's path and the YAML of the whole run.
-
-    Where spp has changed since, so that its YAML is none of today's, it is shown as it was.
-    """
-    try:
-        config = recorded_config(run)
-        return config.model.path, dump_yaml(config)
-    except ConfigError:
-        text = (run.folder / list(manifests)[-1] / CONFIG).read_text(encoding="utf-8")
-        model = yaml12.parse(text).get("model", {})
-        return str(model.get("path", "?") if isinstance(model, Mapping) else model), text
 
 
 def _commands(name: str, manifests: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_method_knows_nothing_but_its_types():
         assert known <= {"pruning", "sparsity", "errors"}
 
 
-@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "--version"])
+@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "compare", "--version"])
 def test_help_and_status_do_not_wait_for_torch(arguments, tmp_path):
     code = (
         "import sys; from spp_cli.__main__ import main\n"

@@ -1,6 +1,7 @@
 """The commands, in the order in which help shows them."""
 
 from spp_cli.commands.calibrate import CALIBRATE
+from spp_cli.commands.compare import COMPARE
 from spp_cli.commands.folders import UNPACK, VERIFY
 from spp_cli.commands.plan import PLAN
 from spp_cli.commands.report import REPORT
@@ -9,4 +10,7 @@ from spp_cli.commands.status import STATUS
 
 __all__ = ["COMMANDS"]
 
-COMMANDS = (CALIBRATE, PRUNE, FINETUNE, MERGE, EVAL, RUN, PLAN, STATUS, REPORT, VERIFY, UNPACK)
+COMMANDS = (
+    *(CALIBRATE, PRUNE, FINETUNE, MERGE, EVAL, RUN),
+    *(PLAN, STATUS, COMPARE, REPORT, VERIFY, UNPACK),
+)

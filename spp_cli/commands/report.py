@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, switch
-from spp_cli.comparison import rows
+from spp_cli.comparison import mark, rows
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
 from spp_cli.invocation import default_workspace
@@ -14,10 +15,11 @@ from spp_cli.progress import Reporter
 from spp_cli.report import gather, look_inside
 from spp_cli.reporting import figures
 from spp_cli.reporting.answer import Answer
+from spp_cli.reporting.comparison_table import comparison_cells
 from spp_cli.reporting.figures import Plot
 from spp_cli.reporting.page import page
 from spp_cli.reporting.plots import common_plots, run_plots
-from spp_cli.workspace import Workspace
+from spp_cli.workspace import Run, Workspace
 
 __all__ = ["REPORT"]
 
@@ -41,8 +43,8 @@ def _report(given: Given, reporter: Reporter) -> Answer:
         look_inside(run, gathered, reporter, prompts=prompts, layer=given["layer"])
     plots = {gathered["run"]: run_plots(gathered) for gathered in document["runs"]}
     if len(runs) > 1:
-        found = rows(runs)
-        document["comparison"] = {"header": [], "rows": [], "notes": []}
+        found = _to_compare(runs)
+        document["comparison"] = comparison_cells(found) if found else None
         plots[""] = common_plots(document["runs"], found)
     html = page(document, plots, None if missing else figures.as_svg, missing)
     with disk_errors(output):
@@ -60,6 +62,15 @@ def _report(given: Given, reporter: Reporter) -> Answer:
     }
     drawn = f"; {len(files)} plots in {given['plots']}" if files else ""
     return Answer(answer, f"report: {output}{drawn}")
+
+
+def _to_compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the rows of a comparison; of a finetuned model and the merged one only the latter."""
+    found = rows(runs)
+    merged = {row["run"] for row in found if row["stage"] == "merge"}
+    chosen = [row for row in found if row["stage"] != "finetune" or row["run"] not in merged]
+    mark(chosen)
+    return chosen
 
 
 def _output(given: str | None, workspace: Workspace, names: Sequence[str]) -> Path:

@@ -33,7 +33,8 @@ def page(
     """Return the whole page.
 
     Args:
-        document: what ``spp_cli.report.gather`` returns.
+        document: what ``spp_cli.report.gather`` returns; of several runs with ``comparison``:
+            columns, rows and notes of ``comparison_cells``, or None.
         plots: of each run by its name, and under "" those of all together.
         draw: makes an SVG element of a plot; None if there can be no plots.
         missing: why there are none.
@@ -83,12 +84,13 @@ def _contents(names: Sequence[str]) -> Markup:
 
 
 def _together(document: Mapping[str, Any], plots: Sequence[Plot], draw: Draw | None) -> Markup:
-    comparison = document["comparison"]
+    unmeasured = "None of them has an evaluation yet. Run: spp eval --run NAME"
+    header, rows, notes = document["comparison"] or ((), (), [unmeasured])
     return element(
         "section",
         element("h2", "All together"),
-        _table(comparison["header"], comparison["rows"], "Comparison of all runs"),
-        *(element("p", note, class_="note") for note in comparison["notes"]),
+        _table(header, rows, "Comparison of all runs") if rows else None,
+        *(element("p", note, class_="note") for note in notes),
         _figures(plots, draw),
         id="together",
     )

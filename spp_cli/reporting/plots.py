@@ -230,18 +230,13 @@ def _most_measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _points(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[tuple[str, str], list[Point]]:
-    """Return sparsity and perplexity by the way of pruning and the adapter: "" where there is none.
-
-    A merged model stands for the finetuned one that it was made of.
-    """
-    merged = {row["run"] for row in rows if row["stage"] == "merge"}
+    """Return sparsity and perplexity by the way of pruning and the adapter; "" where none is."""
     points: dict[tuple[str, str], list[Point]] = {}
     for row in rows:
-        is_double = row["stage"] == "finetune" and row["run"] in merged
         concerned = [
             why.startswith(("model", "perplexity:", measured)) for why in row["incomparable"]
         ]
-        if is_double or measured not in row["perplexity"] or any(concerned):
+        if measured not in row["perplexity"] or any(concerned):
             continue
         refined = [row[key] for key in ("refine", "allocation")]
         pattern = row["pattern"] if row["pattern"] != "unstructured" else None

@@ -10,6 +10,7 @@ from spp_cli.reporting.terminal import duration
 
 __all__ = [
     "TITLES",
+    "binary_size",
     "calibration_table",
     "evaluation_cells",
     "evaluation_table",
@@ -160,14 +161,15 @@ def plan_table(document: Mapping[str, Any]) -> str:
         how.append(f"{text['samples']} × {text['length']} tokens of calibration")
     lines = [
         f"model: {model['path']}, {model['kind']}, {model['blocks']} blocks, "
-        f"{_count(model['parameters'])} parameters, {model['dtype']}, {_bytes(model['bytes'])}",
+        f"{_count(model['parameters'])} parameters, {model['dtype']}, "
+        f"{binary_size(model['bytes'])}",
         f"prune: {', '.join(how)}",
     ]
     memory = needs["memory"] + needs["libraries"]
-    rows = [["memory", _bytes(memory)], ["disk", _bytes(needs["disk"])]]
-    rows += [["read", _bytes(needs["read"])], ["written", _bytes(needs["written"])]]
+    rows = [["memory", binary_size(memory)], ["disk", binary_size(needs["disk"])]]
+    rows += [["read", binary_size(needs["read"])], ["written", binary_size(needs["written"])]]
     if needs["device"]:
-        rows.insert(0, [f"on {prune['device']}", _bytes(needs["device"])])
+        rows.insert(0, [f"on {prune['device']}", binary_size(needs["device"])])
     states = [[name, stage["state"], stage["action"]] for name, stage in document["stages"].items()]
     parts = [
         "\n".join(lines),
@@ -196,7 +198,7 @@ def _layers_by_kind(prune: Mapping[str, Any]) -> str:
     return table(["layer", "shape", "layers", "sparsity"], rows)
 
 
-def _bytes(size: float) -> str:
+def binary_size(size: float) -> str:
     """Return "1.25 GiB"."""
     unit, name = next(
         (item for item in ((2**30, "GiB"), (2**20, "MiB")) if size >= item[0]), (2**10, "KiB")
