@@ -54,7 +54,8 @@ def common_plots(
 ) -> list[Plot]:
     """Return the plots of several runs together; ``rows`` are those of ``comparison.rows``."""
     logs = {run["run"]: run["log"] for run in runs if run["log"]}
-    plots = [pareto_plot(rows)] if _points(rows, _most_measured(rows)) else []
+    measured = _points(rows, _most_measured(rows))
+    plots = [pareto_plot(rows)] if any(way for way, _ in measured) else []
     return plots + ([validations_plot(logs)] if len(logs) > 1 else [])
 
 
@@ -189,38 +190,45 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
     """
     measured = _most_measured(rows)
     points = _points(rows, measured)
+    dense = [perplexity for _, perplexity in points.pop(("", ""), [])]
     ways = list(dict.fromkeys(way for way, _ in points))
 
     def draw(figure: Any) -> None:
         axis = figure.add_subplot(xlabel="sparsity of the pruned layers", ylabel=measured)
         axis.grid(axis="y")
-        numbers = [perplexity for found in points.values() for _, perplexity in found]
-        if max(numbers) > 8 * min(numbers):
-            axis.set_yscale("log")
+        _scale_by_ratios(axis)
+        for perplexity in dense[:1]:
+            axis.axhline(perplexity, color=INK, linestyle="--", linewidth=1, label="dense")
         for (way, adapter), found in points.items():
-            place = ways.index(way)
             style = {
-                "color": COLOURS[place % len(COLOURS)] if way else INK,
-                "marker": MARKERS[place % len(MARKERS)] if way else "*",
-                "markerfacecolor": None if adapter or not way else "none",
+                "color": COLOURS[ways.index(way) % len(COLOURS)],
+                "marker": MARKERS[ways.index(way) % len(MARKERS)],
+                "markerfacecolor": None if adapter else "none",
             }
-            lowest: dict[float, float] = {}
-            for sparsity, perplexity in sorted(found, reverse=True):
-                lowest[sparsity] = perplexity
-            axis.plot(*zip(*found, strict=True), linestyle="none", **style)
-            line = "-" if adapter else ":"
-            label = " + ".join(filter(None, (way, adapter))) or "dense"
-            points_of_line = sorted(lowest.items())
-            axis.plot(*zip(*points_of_line, strict=True), linestyle=line, label=label, **style)
+            axis.plot(*zip(*found, strict=True), **{**style, "linestyle": "none"})
+            lowest = dict(sorted(found, reverse=True))  # of those at one sparsity
+            line = {**style, "linestyle": "-" if adapter else ":"}
+            label = " + ".join(filter(None, (way, adapter)))
+            axis.plot(*zip(*sorted(lowest.items()), strict=True), label=label, **line)
         front = pareto_front([point for found in points.values() for point in found])
         wide = {"color": INK, "linewidth": 7, "alpha": 0.25, "solid_capstyle": "round"}
         axis.plot(*zip(*front, strict=True), zorder=0.5, label="Pareto front", **wide)
         figure.legend(loc="outside lower left", ncols=2)
 
-    caption = "Pruned alone, hollow and dotted, and finetuned. No model has more zeros at a lower "
-    caption += "perplexity than those on the Pareto front."
-    size = (5.4, 3.1 + 0.2 * -(-len(points) // 2))
+    caption = "Pruned alone, hollow and dotted, and finetuned; the scale is logarithmic. No model "
+    caption += "has more zeros at a lower perplexity than those on the Pareto front."
+    size = (5.4, 3.1 + 0.2 * -(-(len(points) + 2) // 2))
     return Plot("pareto", "Perplexity against sparsity", caption, draw, size)
+
+
+def _scale_by_ratios(axis: Any) -> None:
+    """Make the scale of y logarithmic, with plain numbers beside it, within a decade too."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _most_measured(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -230,7 +238,7 @@ def _most_measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _points(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[tuple[str, str], list[Point]]:
-    """Return sparsity and perplexity by the way of pruning and the adapter; "" where none is."""
+    """Return sparsity, to 0.1 %, and perplexity by way of pruning and adapter; "" where none is."""
     points: dict[tuple[str, str], list[Point]] = {}
     for row in rows:
         concerned = [
@@ -243,6 +251,7 @@ def _points(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[tuple[str,
         parts = [row["method"], pattern, *(x for x in refined if x not in ("none", "uniform"))]
         way = "" if row["stage"] == "dense" else " ".join(filter(None, parts))
         adapter = "" if row["stage"] in ("dense", "prune") else row["adapter"] or "finetuned"
-        point = (row["sparsity"] or 0.0, row["perplexity"][measured]["perplexity"])
+        # A weight more or less that a method drops to round is no merit.
+        point = (round(row["sparsity"] or 0.0, 3), row["perplexity"][measured]["perplexity"])
         points.setdefault((way, adapter), []).append(point)
     return points
