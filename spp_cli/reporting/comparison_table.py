@@ -11,7 +11,7 @@ from typing import Any
 from spp_cli.reporting.columns import RECIPE, cells, measured, without_settings
 from spp_cli.reporting.tables import binary_size, table
 
-__all__ = ["FORMATS", "comparison"]
+__all__ = ["FORMATS", "comparison", "shown"]
 
 Row = Mapping[str, Any]
 Notes = dict[str, str]  # by the note itself its mark
@@ -48,8 +48,8 @@ def comparison(rows: Sequence[Row], columns: Sequence[str] | None, form: str) ->
     body = [_line(row, names, notes) for row in rows]
     below = [f"*{mark} {note}" for note, mark in notes.items()]
     if common:
-        shown = (f"{name} {_shown(name, value, {})}" for name, value in common.items())
-        below = [f"In all rows: {', '.join(shown)}", *below]
+        shared = (f"{name} {shown(name, value)}" for name, value in common.items())
+        below = [f"In all rows: {', '.join(shared)}", *below]
     write: Callable[..., str] = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
     return write(names, body, below)
 
@@ -85,8 +85,7 @@ def _line(row: Row, names: Sequence[str], notes: Notes) -> list[str]:
         for name in concerned or names[:1]:
             marks.setdefault(name, []).append(notes[reason])
     return [
-        _shown(name, found.get(name), found)
-        + ("*" + ",".join(marks[name]) if name in marks else "")
+        shown(name, found.get(name), found) + ("*" + ",".join(marks[name]) if name in marks else "")
         for name in names
     ]
 
@@ -106,7 +105,12 @@ def _concerned(reason: str, row: Row, names: Sequence[str], found: Mapping[str, 
     ]
 
 
-def _shown(name: str, value: Any, found: Mapping[str, Any]) -> str:
+def shown(name: str, value: Any, found: Mapping[str, Any] | None = None) -> str:
+    """Return the value of a column as people read it.
+
+    ``found`` are all cells of its row, among which its standard error may be.
+    """
+    found = found or {}
     if value is None:
         return _NOTHING
     if name in ("bytes_packed", "peak_memory_bytes"):
