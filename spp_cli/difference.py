@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spp_cli.comparison import MADE_BY, evaluations
-from spp_cli.errors import WorkspaceError
+from spp_cli.errors import ModelError, WorkspaceError
 from spp_cli.fingerprint import (
     NOT_SET,
     Fingerprint,
@@ -16,7 +17,7 @@ from spp_cli.fingerprint import (
     changed_inputs,
     differences,
 )
-from spp_cli.reporting.columns import cells, measured
+from spp_cli.reporting.columns import cells, error_of, measured
 from spp_cli.workspace import STAGES, Run
 
 __all__ = ["KINDS", "Side", "diff"]
@@ -85,10 +86,11 @@ def diff(a: Side, b: Side) -> dict[str, Any]:
     """Return what differs between two sides, as a document of plain values.
 
     ``differences``: ``kind`` (one of ``KINDS``, in that order), ``stage``, ``key``, and the values
-    ``a`` and ``b``; one that is missing is not set there. ``masks``: of the linears that both have
-    the overlap by ``layers`` and ``blocks`` and ``overall``, or ``problem``; None if the masks are
-    the same, or a side has none. ``results``: ``stage``, ``name``, ``a`` and ``b`` of each number
-    that both have and that is not the same, with ``a_stderr`` and ``b_stderr`` if it has errors.
+    ``a`` and ``b``; one that is missing is not set there. ``masks``: whether they are the ``same``;
+    if not, the overlap of the linears that both have by ``layers`` and ``blocks`` and ``overall``,
+    or why there is none, ``problem``; None if a side has no masks. ``results``: ``stage``,
+    ``name``, ``a`` and ``b`` of each number that both have and that is not the same, with
+    ``a_stderr`` and ``b_stderr`` if it has errors.
 
     Raises:
         WorkspaceError: a stage is damaged, or a side has nothing to compare.
@@ -126,8 +128,8 @@ def _all(
         if stage in a and stage in b:
             yield from ((stage, entry) for entry in _between(a[stage], b[stage]))
         elif stage in a or stage in b:
-            values = ("done" if stage in side else NOT_SET for side in (a, b))
-            yield stage, (_OF_STAGE[stage], stage, *values)  # type: ignore[misc]
+            old, new = ("done" if stage in side else NOT_SET for side in (a, b))
+            yield stage, (_OF_STAGE[stage], stage, old, new)
 
 
 def _ways_of_measuring(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Found]:
@@ -204,9 +206,9 @@ def _results(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[dict[str, A
         values = one.get(name), other.get(name)
         if None not in values and values[0] != values[1]:
             errors = {
-                f"{side}_stderr": found[f"{name}_stderr"]
+                f"{side}_stderr": found[error_of(name)]
                 for side, found in (("a", one), ("b", other))
-                if f"{name}_stderr" in found
+                if error_of(name) in found
             }
             yield {"stage": stage, "name": name, "a": values[0], "b": values[1], **errors}
 
@@ -219,22 +221,28 @@ def _masks(
         return None
     one, other = (stage for stage in places if stage)
     if of_a[one].mask_digest == of_b[other].mask_digest:
-        return None
+        return {"same": True}
+    try:
+        return _overlap(a.run.folder / one, b.run.folder / other)
+    except ModelError as error:  # all else can be told without them
+        return {"same": False, "problem": str(error)}
+
+
+def _overlap(a: Path, b: Path) -> dict[str, Any]:
     from spp_cli.sparsity.masks import KeepMasks  # not above: it imports torch
     from spp_cli.sparsity.overlap import block_of, overlap, overlaps
 
-    masks = [KeepMasks(a.run.folder / one), KeepMasks(b.run.folder / other)]
+    masks = KeepMasks(a), KeepMasks(b)
     layers = overlaps(*masks)
     if not layers:
-        return {"problem": "no linear layer of the same name and shape is in both"}
-    blocks = dict.fromkeys(block_of(layer.name) for layer in layers)
-    together = [
-        overlap(block, (layer for layer in layers if block_of(layer.name) == block))
-        for block in blocks
-    ]
+        return {"same": False, "problem": "no linear layer of the same name and shape is in both"}
+    blocks: dict[str, list[Any]] = {}
+    for layer in layers:
+        blocks.setdefault(block_of(layer.name), []).append(layer)
     return {
+        "same": False,
         "layers": [layer.as_dict() for layer in layers],
-        "blocks": [block.as_dict() for block in together],
+        "blocks": [overlap(name, block).as_dict() for name, block in blocks.items()],
         "overall": overlap("all", layers).as_dict(),
         "unmatched": [len(side) - len(layers) for side in masks],
     }

@@ -46,7 +46,7 @@ def change(workspace: Workspace, stage: str, **changes: Any) -> None:
 def test_a_run_does_not_differ_from_itself(side_by_side: Workspace, name: str) -> None:
     document = between(side_by_side, name, name)
     assert document["differences"] == document["results"] == []
-    assert document["masks"] is None
+    assert document["masks"] == {"same": True}
 
 
 def test_nor_from_one_that_was_made_in_the_same_way(workspace: Workspace) -> None:
@@ -124,12 +124,20 @@ def test_masks_are_counted_layer_by_layer_and_block_by_block(side_by_side: Works
         assert sum(part[key] for part in masks["layers"]) == masks["overall"][key]
 
 
+def test_masks_that_cannot_be_read_hide_nothing_else(workspace: Workspace) -> None:
+    path = workspace.root / "magnitude" / "prune" / "keep_masks.safetensors"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    document = between(workspace, "wanda", "magnitude")
+    assert "is corrupt" in document["masks"]["problem"]
+    assert any(entry["kind"] == "pruning" for entry in document["differences"])
+
+
 def test_two_stages_of_one_run_share_their_mask_and_differ_in_what_came_after(
     side_by_side: Workspace,
 ) -> None:
     document = between(side_by_side, "wanda", "wanda", "prune", "merge")
     assert [entry["key"] for entry in document["differences"]] == ["finetune", "merge"]
-    assert document["masks"] is None
+    assert document["masks"] == {"same": True}
     assert {result["stage"] for result in document["results"]} == {"prune / merge"}
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spp_cli.reporting.columns import RECIPE, cells, measured, without_settings
+from spp_cli.reporting.columns import RECIPE, cells, error_of, headline, without_settings
 from spp_cli.reporting.tables import binary_size, table
 
 __all__ = ["FORMATS", "comparison", "shown"]
@@ -17,7 +17,6 @@ Row = Mapping[str, Any]
 Notes = dict[str, str]  # by the note itself its mark
 FORMATS = ("text", "csv", "json", "markdown", "latex")
 _NOTHING = "–"
-_ERROR = "_stderr"
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "{}$&#_%"},
     "\\": r"\textbackslash{}",
@@ -33,9 +32,9 @@ _LATEX = {
 def comparison(rows: Sequence[Row], columns: Sequence[str] | None, form: str) -> str:
     """Return the rows in one of ``FORMATS``, with these columns, or those that say something.
 
-    CSV and JSON have every column but the settings, and every digit. The others leave out what is
-    empty, say once below the table what is the same everywhere, and mark with a star and a number
-    each cell that ``incomparable`` speaks of.
+    CSV and JSON have every column but the settings, and every digit. The others have one number
+    for each task, leave out what is empty, say once below the table what is the same everywhere,
+    and mark with a star and a number each cell that ``incomparable`` speaks of.
     """
     if form in ("csv", "json"):
         names = columns or without_settings(rows)
@@ -62,7 +61,7 @@ def _common(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _telling(rows: Sequence[Row], common: Mapping[str, Any]) -> list[str]:
-    names = ["run", "stage", *RECIPE, "sparsity", *measured(rows), "recovered"]
+    names = ["run", "stage", *RECIPE, "sparsity", *headline(rows), "recovered"]
     names += ["bytes_packed", "minutes", "peak_memory_bytes"]
     found = [cells(row) for row in rows]
     return [
@@ -118,7 +117,7 @@ def shown(name: str, value: Any, found: Mapping[str, Any] | None = None) -> str:
     if name.split(".")[0] == "recovered":
         return f"{round(100 * value)}%"
     if isinstance(value, float) and (places := _places(name, found)) is not None:
-        error = found.get(f"{name}{_ERROR}")
+        error = found.get(error_of(name))
         return f"{value:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
     return f"{value:g}" if isinstance(value, float) else _plain(value)
 
@@ -131,7 +130,7 @@ def _places(name: str, found: Mapping[str, Any]) -> int | None:
         return 2
     if name.startswith("perplexity@") and "." not in name:
         return 2
-    return 3 if name == "zeroshot" or f"{name}{_ERROR}" in found else None
+    return 3 if name == "zeroshot" or error_of(name) in found else None
 
 
 def _plain(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from spp_cli.reporting.columns import error_of
 from spp_cli.reporting.comparison_table import shown
 from spp_cli.reporting.tables import table
 
@@ -34,8 +35,9 @@ def diff_table(document: Mapping[str, Any], *, layers: bool) -> str:
         )
         for kind, entries in groupby(document["differences"], key=lambda entry: entry["kind"])
     ]
-    if document["masks"]:
-        parts.append(_masks(document["masks"], names, layers=layers))
+    masks = document["masks"]
+    if masks and not (masks["same"] and not parts and not document["results"]):
+        parts.append(_masks(masks, names, layers=layers))
     if document["results"]:
         rows = [
             [f"{result['stage']} {result['name']}", _number(result, "a"), _number(result, "b")]
@@ -54,11 +56,13 @@ def _value(entry: Mapping[str, Any], side: str) -> str:
 
 
 def _number(result: Mapping[str, Any], side: str) -> str:
-    name, error = result["name"], f"{side}_stderr"
-    return shown(name, result[side], {f"{name}_stderr": result[error]} if error in result else {})
+    name, error = result["name"], result.get(f"{side}_stderr")
+    return shown(name, result[side], {} if error is None else {error_of(name): error})
 
 
 def _masks(masks: Mapping[str, Any], names: Sequence[str], *, layers: bool) -> str:
+    if masks["same"]:
+        return "masks: the same"
     if "problem" in masks:
         return f"masks: {masks['problem']}"
     overall = masks["overall"]
