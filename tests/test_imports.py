@@ -34,12 +34,13 @@ LEVELS = {
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
-    **dict.fromkeys(("comparability", "comparison", "report"), 5),
+    **dict.fromkeys(("comparability", "comparison", "difference", "report"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "commands",
     "comparison",
+    "difference",
     "invocation",
     "report",
     "status",

@@ -2,6 +2,7 @@
 
 from spp_cli.commands.calibrate import CALIBRATE
 from spp_cli.commands.compare import COMPARE
+from spp_cli.commands.diff import DIFF
 from spp_cli.commands.folders import UNPACK, VERIFY
 from spp_cli.commands.plan import PLAN
 from spp_cli.commands.report import REPORT
@@ -11,6 +12,17 @@ from spp_cli.commands.status import STATUS
 __all__ = ["COMMANDS"]
 
 COMMANDS = (
-    *(CALIBRATE, PRUNE, FINETUNE, MERGE, EVAL, RUN),
-    *(PLAN, STATUS, COMPARE, REPORT, VERIFY, UNPACK),
+    CALIBRATE,
+    PRUNE,
+    FINETUNE,
+    MERGE,
+    EVAL,
+    RUN,
+    PLAN,
+    STATUS,
+    COMPARE,
+    DIFF,
+    REPORT,
+    VERIFY,
+    UNPACK,
 )

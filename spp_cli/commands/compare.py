@@ -14,7 +14,7 @@ from spp_cli.fingerprint import write_text
 from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
-from spp_cli.reporting.columns import check, filtered, ordered, without_settings
+from spp_cli.reporting.columns import check, filtered, ordered, split, without_settings
 from spp_cli.reporting.comparison_table import FORMATS, comparison
 from spp_cli.workspace import Workspace
 
@@ -28,7 +28,7 @@ def _compare(given: Given, _: Reporter) -> Answer:
     output = given["output"]
     form = given["format"] or _SUFFIXES.get(Path(output or "").suffix, "text")
     _check_word("--format", form, FORMATS)
-    stages = _parts(given["stage"])
+    stages = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
     for stage in stages:
         _check_word("--stage", stage, MADE_BY)
     names = dict.fromkeys(given["runs"] or [])
@@ -39,10 +39,10 @@ def _compare(given: Given, _: Reporter) -> Answer:
     if not found:
         missing = f"{', '.join(without) or workspace.root}: no evaluation yet. Run: spp eval"
         return Answer({"workspace": str(workspace.root), "rows": [], "without": without}, missing)
-    columns = [check(name, found, "--columns") for name in _parts(given["columns"])]
+    columns = [check(name, found, "--columns") for name in split(given["columns"] or "", found)]
     if form in ("csv", "json"):
         columns = columns or without_settings(found)  # also where no row is left
-    found = ordered(found, [key for text in given["sort"] or [] for key in _parts(text)])
+    found = ordered(found, [key for text in given["sort"] or [] for key in split(text, found)])
     found = filtered(found, given["filter"] or [])
     found = [row for row in found if not stages or row["stage"] in stages]
     mark(found)  # against what is left
@@ -53,12 +53,8 @@ def _compare(given: Given, _: Reporter) -> Answer:
         return Answer({**document, "output": output}, f"{len(found)} rows: {output}")
     if form == "text":
         text = text if found else "no row is left; --filter or --stage leaves all of them out"
-        text += f"\n\nNot evaluated: {', '.join(without)}" if without else ""
+        text += f"\n\nWithout an evaluation: {', '.join(without)}" if without else ""
     return Answer(document, text)
-
-
-def _parts(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _check_word(flag: str, word: str, words: Collection[str]) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 
-__all__ = ["RECIPE", "cells", "check", "filtered", "measured", "ordered", "without_settings"]
+__all__ = [
+    "RECIPE", "cells", "check", "error_of", "filtered", "headline",
+    "measured", "ordered", "split", "without_settings",
+]  # fmt: skip
 
 Row = Mapping[str, Any]
 RECIPE = (
@@ -23,6 +26,7 @@ RECIPE = (
     "order",
     "adapter",
 )
+_ERROR = "_stderr"
 _COSTS = ("bytes_packed", "minutes", "stage_minutes", "peak_memory_bytes")
 _FILTER = re.compile(r"\s*([^<>=!~]*?)\s*(<=|>=|!=|==?|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -58,8 +62,36 @@ def without_settings(rows: Sequence[Row]) -> list[str]:
 def measured(rows: Iterable[Row]) -> list[str]:
     """Return the names of the columns of perplexities, accuracies and other scores."""
     names = (name for row in rows for name in _perplexities(row) | _scores(row))
-    sides = (".nats", ".source", ".digest", "_stderr")
-    return list(dict.fromkeys(name for name in names if not name.endswith(sides)))
+    beside = (".nats", ".source", ".digest")
+    return [name for name in dict.fromkeys(names) if not (_ERROR in name or name.endswith(beside))]
+
+
+def headline(rows: Sequence[Row]) -> list[str]:
+    """Return those of ``measured`` by which a model is judged: of a task acc, or what it has."""
+    names = measured(rows)
+    return [
+        name
+        for name in names
+        if name.rpartition(".")[2] == "acc" or f"{name.rpartition('.')[0]}.acc" not in names
+    ]
+
+
+def error_of(name: str) -> str:
+    """Return the column of a score's standard error; the harness may put a filter behind both."""
+    metric, comma, way = name.partition(",")
+    return f"{metric}{_ERROR}{comma}{way}"
+
+
+def split(text: str, rows: Sequence[Row]) -> list[str]:
+    """Return the columns in "run,-sparsity"; a comma may be in the name of one as well."""
+    names, parts = known(rows), [""]
+    for part in map(str.strip, text.split(",")):
+        whole = f"{parts[-1]},{part}"
+        if whole.removeprefix("-") in names:
+            parts[-1] = whole
+        else:
+            parts.append(part)
+    return list(filter(None, parts))
 
 
 def _identity(row: Row) -> dict[str, Any]:

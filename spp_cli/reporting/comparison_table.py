@@ -8,16 +8,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spp_cli.reporting.columns import RECIPE, cells, measured, without_settings
+from spp_cli.reporting.columns import RECIPE, cells, error_of, headline, without_settings
 from spp_cli.reporting.tables import binary_size, table
 
-__all__ = ["FORMATS", "comparison", "comparison_cells"]
+__all__ = ["FORMATS", "comparison", "comparison_cells", "shown"]
 
 Row = Mapping[str, Any]
 Notes = dict[str, str]  # by the note itself its mark
 FORMATS = ("text", "csv", "json", "markdown", "latex")
 _NOTHING = "–"
-_ERROR = "_stderr"
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "{}$&#_%"},
     "\\": r"\textbackslash{}",
@@ -33,9 +32,9 @@ _LATEX = {
 def comparison(rows: Sequence[Row], columns: Sequence[str] | None, form: str) -> str:
     """Return the rows in one of ``FORMATS``, with these columns, or those that say something.
 
-    CSV and JSON have every column but the settings, and every digit. The others leave out what is
-    empty, say once below the table what is the same everywhere, and mark with a star and a number
-    each cell that ``incomparable`` speaks of.
+    CSV and JSON have every column but the settings, and every digit. The others have one number
+    for each task, leave out what is empty, say once below the table what is the same everywhere,
+    and mark with a star and a number each cell that ``incomparable`` speaks of.
     """
     if form in ("csv", "json"):
         names = columns or without_settings(rows)
@@ -56,8 +55,8 @@ def comparison_cells(
     body = [_line(row, names, notes) for row in rows]
     below = [f"*{mark} {note}" for note, mark in notes.items()]
     if common:
-        shown = (f"{name} {_shown(name, value, {})}" for name, value in common.items())
-        below = [f"In all rows: {', '.join(shown)}", *below]
+        shared = (f"{name} {shown(name, value)}" for name, value in common.items())
+        below = [f"In all rows: {', '.join(shared)}", *below]
     return names, body, below
 
 
@@ -69,7 +68,7 @@ def _common(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _telling(rows: Sequence[Row], common: Mapping[str, Any]) -> list[str]:
-    names = ["run", "stage", *RECIPE, "sparsity", *measured(rows), "recovered"]
+    names = ["run", "stage", *RECIPE, "sparsity", *headline(rows), "recovered"]
     names += ["bytes_packed", "minutes", "peak_memory_bytes"]
     found = [cells(row) for row in rows]
     return [
@@ -92,8 +91,7 @@ def _line(row: Row, names: Sequence[str], notes: Notes) -> list[str]:
         for name in concerned or names[:1]:
             marks.setdefault(name, []).append(notes[reason])
     return [
-        _shown(name, found.get(name), found)
-        + ("*" + ",".join(marks[name]) if name in marks else "")
+        shown(name, found.get(name), found) + ("*" + ",".join(marks[name]) if name in marks else "")
         for name in names
     ]
 
@@ -113,7 +111,12 @@ def _concerned(reason: str, row: Row, names: Sequence[str], found: Mapping[str, 
     ]
 
 
-def _shown(name: str, value: Any, found: Mapping[str, Any]) -> str:
+def shown(name: str, value: Any, found: Mapping[str, Any] | None = None) -> str:
+    """Return the value of a column as people read it.
+
+    ``found`` are all cells of its row, among which its standard error may be.
+    """
+    found = found or {}
     if value is None:
         return _NOTHING
     if name in ("bytes_packed", "peak_memory_bytes"):
@@ -121,7 +124,7 @@ def _shown(name: str, value: Any, found: Mapping[str, Any]) -> str:
     if name.split(".")[0] == "recovered":
         return f"{round(100 * value)}%"
     if isinstance(value, float) and (places := _places(name, found)) is not None:
-        error = found.get(f"{name}{_ERROR}")
+        error = found.get(error_of(name))
         return f"{value:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
     return f"{value:g}" if isinstance(value, float) else _plain(value)
 
@@ -134,7 +137,7 @@ def _places(name: str, found: Mapping[str, Any]) -> int | None:
         return 2
     if name.startswith("perplexity@") and "." not in name:
         return 2
-    return 3 if name == "zeroshot" or f"{name}{_ERROR}" in found else None
+    return 3 if name == "zeroshot" or error_of(name) in found else None
 
 
 def _plain(value: Any) -> str:

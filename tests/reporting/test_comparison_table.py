@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spp_cli.errors import ConfigError
-from spp_cli.reporting.columns import cells, check, filtered, ordered, without_settings
+from spp_cli.reporting.columns import cells, check, filtered, ordered, split, without_settings
 from spp_cli.reporting.comparison_table import comparison
 
 NUMBERS = st.floats(allow_nan=False) | st.integers(-3, 3).map(float)
@@ -155,6 +155,24 @@ def test_a_table_leaves_out_what_is_empty_or_the_same_and_marks_what_does_not_co
         "In all rows: model demo, method wanda, pattern 2:4, target_sparsity 0.5",
         f"*1 {ODD}",
     ]
+
+
+def test_of_a_task_the_number_is_shown_by_which_it_is_judged() -> None:
+    tasks = {
+        "arc_easy": {"acc": 0.5, "acc_stderr": 0.01, "acc_norm": 0.4, "acc_norm_stderr": 0.01},
+        "gsm8k": {"exact_match,strict": 0.25, "exact_match_stderr,strict": 0.01},
+    }
+    rows = [row(tasks={name: {"metrics": metrics} for name, metrics in tasks.items()})]
+    header, _, line = comparison(rows, None, "text").splitlines()
+    assert "arc_easy.acc  gsm8k.exact_match,strict  recovered" in header
+    assert "0.500 ± 0.010" in line
+    assert "0.250 ± 0.010" in line
+    assert split("run,gsm8k.exact_match,strict, arc_easy.acc_norm", rows) == [
+        "run",
+        "gsm8k.exact_match,strict",
+        "arc_easy.acc_norm",
+    ]
+    assert split("-gsm8k.exact_match,strict,run", rows)[0] == "-gsm8k.exact_match,strict"
 
 
 def test_a_mark_whose_number_is_not_shown_is_at_the_first_column() -> None:
