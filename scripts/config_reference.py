@@ -1,9 +1,9 @@
-"""Write the configuration reference into README.md, from the models themselves.
+"""Write the configuration reference into docs/configuration.md, from the models themselves.
 
     python scripts/config_reference.py            rewrite the part between the two markers
     python scripts/config_reference.py --check    exit 1 if it is not as it should be
 
-``--readme FILE`` names another file.
+``--page FILE`` names another file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spp_cli.config import SppConfig
 
 BEGIN = "<!-- configuration reference: written by scripts/config_reference.py -->"
 END = "<!-- end of the configuration reference -->"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 
 def reference() -> str:
@@ -32,7 +32,7 @@ def reference() -> str:
         sections.setdefault(section, []).append((key, field))
     order = [name for name in ("", *SppConfig.model_fields) if name in sections]
     parts = [
-        f"### {name or 'Top level'}\n\n{markdown_table(sections[name])}"
+        f"## {name or 'Top level'}\n\n{markdown_table(sections[name])}"
         + "".join(plugin_tables(sections[name]))
         for name in order
     ]
@@ -62,7 +62,7 @@ def markdown_table(keys: Iterable[tuple[str, FieldInfo]]) -> str:
 
 
 def rewritten(text: str) -> str:
-    """Return a README with the reference in its place; SystemExit if it has no place for it."""
+    """Return a page with the reference in its place; SystemExit if it has no place for it."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -74,14 +74,14 @@ def main() -> None:
     """Rewrite the file, or check it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 if the file is stale")
-    parser.add_argument("--readme", type=Path, default=README, help="the file to write")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the file to write")
     options = parser.parse_args()
-    found = options.readme.read_text(encoding="utf-8")
+    found = options.page.read_text(encoding="utf-8")
     wanted = rewritten(found)
     if options.check:
-        stale = f"{options.readme} is stale. Run: python scripts/config_reference.py"
+        stale = f"{options.page} is stale. Run: python scripts/config_reference.py"
         sys.exit(stale if wanted != found else 0)
-    options.readme.write_text(wanted, encoding="utf-8")
+    options.page.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["reasons"]
 
 Row = Mapping[str, Any]
+_OUTDATED = "model: the {stage} of run {run} was made anew since; measure it: spp eval --run {run}"
 _OF_A_TASK = {
     "harness": "harness",
     "version": "version",
@@ -25,7 +26,7 @@ def reasons(rows: Sequence[Row]) -> list[list[str]]:
     A reason begins with what it concerns: "model", "perplexity", the name of a perplexity
     ("perplexity@256") or of a task; then come both values: "next-line: questions 8, not 200".
     """
-    found: list[list[str]] = [[] for _ in rows]
+    found = [[_OUTDATED.format(**row)] if row["outdated"] else [] for row in rows]
     _compare(rows, found, "model", "", _model)
     _compare(rows, found, "perplexity", "", _lengths)
     for name in dict.fromkeys(name for row in rows for name in row["perplexity"]):
@@ -82,4 +83,4 @@ def _text(found: Mapping[str, Any]) -> str:
 
 
 def _plain(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda found: "not on record" if found.get(key) is None else str(found[key])
+    return lambda found: "unknown" if found.get(key) is None else str(found[key])

@@ -14,7 +14,7 @@ from spp_cli.publishing import CONFIG
 from spp_cli.settings import read_yaml
 from spp_cli.workspace import Run
 
-__all__ = ["evaluations", "rows"]
+__all__ = ["MADE_BY", "evaluations", "mark", "rows"]
 
 Row = dict[str, Any]
 MADE_BY = {  # the stages that each model comes from
@@ -23,7 +23,8 @@ MADE_BY = {  # the stages that each model comes from
     "finetune": ("prune", "finetune"),
     "merge": ("prune", "finetune", "merge"),
 }
-_RESULTS = "results.json"
+# As those who write them call them; to import them takes seconds.
+_RESULTS, _MASKS, _ADAPTER = "results.json", "keep_masks.safetensors", "adapter.safetensors"
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -40,12 +41,14 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     - ``perplexity``: by name ("perplexity@256") ``perplexity``, ``nats``, ``tokens``, ``length``,
       ``source`` and the tokens' ``digest``;
     - ``tasks``: by name ``metrics`` (acc, acc_stderr, acc_norm, ...), ``samples`` (questions),
-      ``version``, ``num_fewshot`` and the ``harness``'s version; ``zeroshot``: mean of acc or None;
+      ``version``, ``num_fewshot`` and the ``harness``'s version; ``zeroshot``: mean of acc over
+      the ``zeroshot_tasks``, or None;
     - ``recovered``: by name of the measurement the share that came back;
     - ``sparsity``, 0 to 1, of the linears in decoder blocks, and ``bytes_packed``;
     - ``minutes`` of all stages up to this one, ``stage_minutes`` of this one alone,
       ``peak_memory_bytes``, the most of those stages: of several that ran in one process each
       counts the ones before it;
+    - ``outdated``: whether what was measured was made anew since;
     - ``incomparable``: in words why not to compare it with the others, see ``comparability``.
     """
     found: list[Row] = []
@@ -55,9 +58,14 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             same["runs"] += row["runs"]
         else:
             found.append(row)
-    for row, why in zip(found, reasons(found), strict=True):
-        row["incomparable"] += why
+    mark(found)
     return found
+
+
+def mark(rows: Sequence[Row]) -> None:
+    """Set ``incomparable`` of each row anew, for these rows alone."""
+    for row, why in zip(rows, reasons(rows), strict=True):
+        row["incomparable"] = why
 
 
 def evaluations(run: Run) -> list[Row]:
@@ -161,7 +169,6 @@ def _row(evaluated: _Evaluated, shares: dict[str, float]) -> Row:
     results = dict(model["results"])
     zeroshot = results.pop("zeroshot", None)
     settings = evaluated.settings()
-    stale = f"model: it was measured before its {_last(stage)} was made anew; spp eval --run"
     return {
         "run": None if stage == "dense" else run.name,
         "runs": [run.name],
@@ -173,21 +180,21 @@ def _row(evaluated: _Evaluated, shares: dict[str, float]) -> Row:
         "perplexity": {name: found for name, found in results.items() if "nats" in found},
         "tasks": {name: found for name, found in results.items() if "nats" not in found},
         "zeroshot": zeroshot and zeroshot["metrics"]["acc"],
+        "zeroshot_tasks": zeroshot["tasks"] if zeroshot else [],
         "recovered": shares,
         "sparsity": model.get("sparsity"),
         "bytes_packed": _bytes_packed(evaluated),
         **_costs(evaluated),
-        "incomparable": [f"{stale} {run.name}"] if evaluated.is_outdated else [],
+        "outdated": evaluated.is_outdated,
+        "incomparable": [],
     }
-
-
-def _last(stage: str) -> str:
-    return MADE_BY[stage][-1] if MADE_BY[stage] else stage
 
 
 def _recipe(evaluated: _Evaluated, settings: Mapping[str, Any]) -> dict[str, Any]:
     pruned = evaluated.made_by.get("prune")
-    order = pruned.metrics.get("order") if pruned else None  # what auto has chosen
+    order = settings.get("prune.order")
+    if pruned and "order" in pruned.metrics:  # what auto has chosen; None if no text was read
+        order = pruned.metrics["order"]
     allocation = settings.get("prune.allocation.name", settings.get("prune.allocation"))
     if isinstance(allocation, list):  # globs go on record as a list, for their order
         allocation = dict(allocation).get("name")
@@ -197,7 +204,7 @@ def _recipe(evaluated: _Evaluated, settings: Mapping[str, Any]) -> dict[str, Any
         "target_sparsity": settings.get("prune.sparsity"),
         "allocation": allocation,
         "refine": settings.get("prune.refine.name"),
-        "order": order or settings.get("prune.order"),
+        "order": order,
         "adapter": settings.get("finetune.adapter.name"),
     }
 
@@ -219,31 +226,30 @@ def _costs(evaluated: _Evaluated) -> dict[str, Any]:
 def _bytes_packed(evaluated: _Evaluated) -> int | None:
     """Return the bytes of the model without its zeros, as ``spp merge --packed`` would leave it.
 
-    Its record says so exactly. Without one they are counted: each weight that is not zero, and one
-    bit for each weight of the pruned linears, which is the keep mask (see ``sparsity.packing`` and
-    ``sparsity.archive``). Left out are the headers of the files, some kilobytes, and kept weights
-    that happen to be zero. An adapter that is not merged comes on top of its base. The dense model
-    has its weights as they are, of the type in which its run has pruned them.
+    Its record says so exactly. Without one they are counted: each weight that is not zero, and the
+    file of keep masks, one bit for each weight of the pruned linears (see ``sparsity.packing`` and
+    ``sparsity.archive``). Left out are the headers of the weights' files, some kilobytes, and kept
+    weights that happen to be zero. An adapter that is not merged comes on top of its base. The
+    dense model has its weights as they are, of the type in which its run has pruned them.
     """
     model, made_by = evaluated.model, evaluated.made_by
     if packed := made_by.get("merge") and made_by["merge"].metrics.get("packed_bytes"):
         return int(packed)
+    is_dense = evaluated.stage == "dense"
     manifest = made_by.get("merge", made_by.get("prune"))
-    if evaluated.stage == "dense":
+    if is_dense:
         manifest = _manifest(evaluated.run, "prune")
     if not (manifest and model.get("parameters")):
         return None
     width = round(_bytes_of_weights(manifest) / model["parameters"])
-    zeros = model["parameters"] - model["nonzero_parameters"]
-    mask = zeros / model["sparsity"] / 8 if evaluated.stage != "dense" and zeros else 0
+    masks = 0 if is_dense else manifest.files.get(_MASKS, 0)
     adapter = made_by["finetune"].files if evaluated.stage == "finetune" else {}
-    whole = model["nonzero_parameters"] * width + mask + adapter.get("adapter.safetensors", 0)
-    return round(whole)
+    return int(model["nonzero_parameters"] * width + masks + adapter.get(_ADAPTER, 0))
 
 
 def _bytes_of_weights(manifest: Manifest) -> int:
     return sum(
         size
         for name, size in manifest.files.items()
-        if name.endswith(".safetensors") and "/" not in name and name != "keep_masks.safetensors"
+        if name.endswith(".safetensors") and "/" not in name and name != _MASKS
     )

@@ -24,7 +24,7 @@ from spp_cli.errors import WorkspaceError
 FORMAT = 1  # raised when the same settings and inputs come to mean another result
 UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
-_NOT_SET = object()
+NOT_SET = object()  # in place of a value that one of two does not have
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _FREE_SPACE = "Finished stages are intact. Free some space, then run the same command again"
 
@@ -102,8 +102,8 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[Difference]:
     ]
     before, after = _leaves(old.settings), _leaves(new.settings)
     for keys in dict.fromkeys([*before, *after]):
-        was, becomes = before.get(keys, _NOT_SET), after.get(keys, _NOT_SET)
-        if _NOT_SET in (was, becomes) or canonical_json(was) != canonical_json(becomes):
+        was, becomes = before.get(keys, NOT_SET), after.get(keys, NOT_SET)
+        if NOT_SET in (was, becomes) or canonical_json(was) != canonical_json(becomes):
             found.append(Difference(".".join(keys), was, becomes))
     return found
 
@@ -132,7 +132,7 @@ def _leaves(settings: Any, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
 
 
 def _text(value: Any) -> str:
-    if value is _NOT_SET:
+    if value is NOT_SET:
         return "not set"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 

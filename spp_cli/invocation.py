@@ -7,6 +7,7 @@ earlier stages recorded, $SPP_WORKSPACE, the YAML file, the flags.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from spp_cli.config import SppConfig
@@ -15,7 +16,7 @@ from spp_cli.publishing import CONFIG
 from spp_cli.settings import Layer, assigned, demo_defaults, read_yaml, stack, validate
 from spp_cli.workspace import STAGES, Run, Workspace
 
-__all__ = ["default_workspace", "resolve", "resolve_for_folder"]
+__all__ = ["default_workspace", "recorded_settings", "resolve", "resolve_for_folder"]
 
 _NEEDS = {"finetune": "prune", "merge": "finetune", "eval": "prune"}
 
@@ -41,7 +42,7 @@ def resolve(command: str, file: str | None, flags: Layer) -> tuple[SppConfig, st
     run = _choose(command, config, names_a_model=asked.get("model.path") is not None)
     if run is None:
         return config, None
-    recorded = _recorded(run, command)
+    recorded = _recorded(run, _before(command))
     if file:  # it speaks for the stages to come; the run only for those that are done
         recorded = recorded.only(("model", "seed", *_before(command)))
     return _complete(stack(recorded, asked)), run.name
@@ -81,11 +82,20 @@ def _choose(command: str, config: SppConfig, *, names_a_model: bool) -> Run | No
         raise
 
 
-def _recorded(run: Run, command: str) -> Layer:
-    """Return what the run's finished stages before ``command`` were made with."""
+def recorded_settings(run: Run) -> Layer:
+    """Return what the run's finished stages were made with, each by its own record; unchecked.
+
+    Raises:
+        ConfigError: a config.yaml cannot be read.
+    """
+    return stack(_recorded(run, STAGES), assigned([("run", run.name, "")]))
+
+
+def _recorded(run: Run, stages: Sequence[str]) -> Layer:
+    """Return what those of ``stages`` that are finished were made with."""
     layers = {
         stage: read_yaml(folder / CONFIG)
-        for stage in _before(command)
+        for stage in stages
         if (folder := run.stage(stage)) is not None
     }
     # Each stage speaks for its own section, the latest for all that is not a finished stage's.

@@ -19,7 +19,15 @@ from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["StageOutcome", "calibrate", "find_lr", "preview", "run_stages", "stage_settings"]
+__all__ = [
+    "StageOutcome",
+    "calibrate",
+    "dense_model",
+    "find_lr",
+    "preview",
+    "run_stages",
+    "stage_settings",
+]
 
 MODULES = {
     "prune": "spp_cli.stages.prune",
@@ -97,7 +105,7 @@ def _help_with(stage: str, config: SppConfig, workspace: Workspace) -> None:
     partial, folders = told
     from spp_cli.stages.stage import Sources
 
-    model, demo = _dense_model(config, stage)
+    model, demo = dense_model(config, stage)
     module = importlib.import_module(MODULES[stage])
     module.run(config, Sources(model, demo, folders, **_stores(workspace)), partial, Silent())
 
@@ -114,7 +122,7 @@ def calibrate(config: SppConfig, reporter: Reporter, *, preview: int = 0) -> dic
     from spp_cli.stages import calibration
     from spp_cli.stages.stage import Sources
 
-    model, demo = _dense_model(config, "calibrate")
+    model, demo = dense_model(config, "calibrate")
     sources = Sources(model, demo, **_stores(workspace))
     return calibration.run(config, sources, reporter, preview=preview)
 
@@ -129,7 +137,7 @@ def preview(config: SppConfig, reporter: Reporter, *, run: str | None, count: in
     from spp_cli.stages import training_data
     from spp_cli.stages.stage import Sources
 
-    model, demo = _dense_model(config, "finetune")
+    model, demo = dense_model(config, "finetune")
     folder = workspace.run(run or config.run_name()).require("prune", for_stage="finetune")
     sources = Sources(model, demo, **_stores(workspace))
     return training_data.preview_rows(config, sources, folder, reporter, count=count)
@@ -146,7 +154,7 @@ def find_lr(config: SppConfig, reporter: Reporter, *, run: str | None) -> dict[s
     from spp_cli.stages import search
     from spp_cli.stages.stage import Sources
 
-    model, demo = _dense_model(config, "finetune")
+    model, demo = dense_model(config, "finetune")
     folders = {"prune": handle.require("prune", for_stage="finetune")}
     sources = Sources(model, demo, folders, **_stores(workspace))
     with handle.lock("finetune"):
@@ -178,7 +186,7 @@ def _run_stage(
     # Imported here, not above: help and status must not wait for torch.
     from spp_cli.stages.stage import Sources
 
-    model, demo = _dense_model(config, stage)
+    model, demo = dense_model(config, stage)
     digests = {"dense": _model_digest(model, workspace)} if stage in ("prune", "eval") else {}
     if stage == "eval":
         folders = {name: path for name in MODULES if (path := run.stage(name))}
@@ -226,7 +234,7 @@ def _run_stage(
     return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
 
 
-def _dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
+def dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
     from spp_cli.models.checkpoint import is_demo_family, locate
 
     is_unread = stage == "merge" or (stage == "finetune" and not config.finetune.distill)

@@ -72,6 +72,18 @@ class Workspace:
                 pass
         return run
 
+    def existing_run(self, name: str) -> Run:
+        """Return the run of this name.
+
+        Raises:
+            WorkspaceError: there is none; with the names of those that are there.
+        """
+        run = self.run(name)
+        if not run.exists():
+            names = ", ".join(found.name for found in self.runs()) or "none"
+            raise WorkspaceError(f"{self.root} has no run {name}. Runs there: {names}")
+        return run
+
     def runs(self) -> list[Run]:
         """Return the runs that have at least begun a stage, the latest activity first."""
         if not self.root.exists():

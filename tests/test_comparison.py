@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from spp_cli.cli import app
 from spp_cli.comparability import reasons
 from spp_cli.comparison import rows
 from spp_cli.workspace import Workspace
@@ -56,9 +59,8 @@ def test_bytes_without_a_record_are_those_of_the_archive_but_for_its_headers(
 ) -> None:
     dense, prune, _, merge = rows_of(side_by_side, "wanda")
     archive = side_by_side.root / "wanda" / "merge" / "packed"
-    headers = 0
-    for path in archive.glob("*.safetensors"):
-        headers += 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    header = (archive / "model.packed.safetensors").read_bytes()[:8]
+    headers = 8 + int.from_bytes(header, "little")
     assert prune["bytes_packed"] == merge["bytes_packed"] - headers
     assert dense["bytes_packed"] == 2 * _parameters(side_by_side)  # bfloat16
 
@@ -100,7 +102,8 @@ def test_a_row_whose_stage_was_made_anew_says_so_and_keeps_its_old_settings(
     assert row["pattern"] == "2:4"
     assert row["minutes"] is None
     assert row["incomparable"] == [
-        "model: it was measured before its prune was made anew; spp eval --run magnitude"
+        "model: the prune of run magnitude was made anew since; "
+        "measure it: spp eval --run magnitude"
     ]
 
 
@@ -125,6 +128,7 @@ def measured(digest: str = "d", length: int = 256, **task: Any) -> dict[str, Any
     text = {"digest": digest * 8, "source": "demo", "tokens": 510, "length": length}
     known = {"harness": "0.4.13", "version": "1.0", "num_fewshot": 0, "samples": 200, **task}
     return {
+        "outdated": False,
         "model": "demo",
         "model_digest": "f0" * 8,
         "perplexity": {f"perplexity@{length}": text},
@@ -136,7 +140,7 @@ def measured(digest: str = "d", length: int = 256, **task: Any) -> dict[str, Any
     ("other", "reason"),
     [
         ({"harness": "0.4.9"}, "next-line: harness 0.4.9, not 0.4.13"),
-        ({"harness": None}, "next-line: harness not on record, not 0.4.13"),
+        ({"harness": None}, "next-line: harness unknown, not 0.4.13"),
         ({"version": "2.0"}, "next-line: version 2.0, not 1.0"),
         ({"num_fewshot": 5}, "next-line: shots 5, not 0"),
         ({"samples": 8}, "next-line: questions 8, not 200"),
@@ -179,3 +183,55 @@ def test_most_rows_are_free_of_each_kind_of_reason(rows: list[Any]):
     """What is compared with is the most common setting, so no other is as common."""
     lengths = [any(why.startswith("perplexity: ") for why in found) for found in reasons(rows)]
     assert sum(lengths) <= len(rows) / 2
+
+
+@pytest.fixture
+def compare(side_by_side: Workspace, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run ``spp compare``; the result has exit_code, stdout and stderr."""
+    monkeypatch.setenv("SPP_WORKSPACE", str(side_by_side.root))
+    return lambda *arguments: CliRunner().invoke(app, ["compare", *arguments])
+
+
+def test_compare_shows_all_runs_or_those_that_are_named(compare: Any) -> None:
+    document = json.loads(compare("--json").stdout)
+    assert {name for row in document["rows"] for name in row["runs"]} == {"wanda", "magnitude"}
+    text = compare("wanda").stdout
+    assert [line.split()[1] for line in text.splitlines()[2:6]] == [
+        "dense",
+        "prune",
+        "finetune",
+        "merge",
+    ]
+
+
+def test_what_is_left_is_compared_with_what_is_left(compare: Any) -> None:
+    odd = json.loads(compare("--json").stdout)["rows"]
+    assert any(row["incomparable"] for row in odd)
+    alone = json.loads(compare("--json", "--filter", "method=magnitude").stdout)["rows"]
+    assert [row["incomparable"] for row in alone] == [[]]
+
+
+def test_a_file_is_of_the_format_that_its_name_says(compare: Any, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    done = compare("--sort=-perplexity@32", "--stage", "prune,merge", "--output", str(path))
+    assert done.exit_code == 0
+    lines = list(csv.DictReader(path.open()))
+    assert {line["stage"] for line in lines} == {"prune", "merge"}
+    numbers = [float(line["perplexity@32"]) for line in lines]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonesuch"], "has no run nonesuch. Runs there: "),
+        (["--sort", "perplexity"], "Did you mean 'perplexity@32'?"),
+        (["--stage", "pruned"], "--stage is 'pruned'; must be one of dense, prune, "),
+        (["--format", "html"], "--format is 'html'; must be one of text, csv, "),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(compare: Any, arguments: list[str], said: str) -> None:
+    done = compare(*arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

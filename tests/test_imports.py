@@ -34,13 +34,15 @@ LEVELS = {
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
-    **dict.fromkeys(("comparability", "comparison"), 5),
+    **dict.fromkeys(("comparability", "comparison", "difference", "report"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "commands",
     "comparison",
+    "difference",
     "invocation",
+    "report",
     "status",
     "pipeline",
     "plan",
@@ -85,7 +87,7 @@ def test_a_method_knows_nothing_but_its_types():
         assert known <= {"pruning", "sparsity", "errors"}
 
 
-@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "--version"])
+@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "compare", "--version"])
 def test_help_and_status_do_not_wait_for_torch(arguments, tmp_path):
     code = (
         "import sys; from spp_cli.__main__ import main\n"

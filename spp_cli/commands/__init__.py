@@ -1,11 +1,28 @@
 """The commands, in the order in which help shows them."""
 
 from spp_cli.commands.calibrate import CALIBRATE
+from spp_cli.commands.compare import COMPARE
+from spp_cli.commands.diff import DIFF
 from spp_cli.commands.folders import UNPACK, VERIFY
 from spp_cli.commands.plan import PLAN
+from spp_cli.commands.report import REPORT
 from spp_cli.commands.stages import EVAL, FINETUNE, MERGE, PRUNE, RUN
 from spp_cli.commands.status import STATUS
 
 __all__ = ["COMMANDS"]
 
-COMMANDS = (CALIBRATE, PRUNE, FINETUNE, MERGE, EVAL, RUN, PLAN, STATUS, VERIFY, UNPACK)
+COMMANDS = (
+    CALIBRATE,
+    PRUNE,
+    FINETUNE,
+    MERGE,
+    EVAL,
+    RUN,
+    PLAN,
+    STATUS,
+    COMPARE,
+    DIFF,
+    REPORT,
+    VERIFY,
+    UNPACK,
+)

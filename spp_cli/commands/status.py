@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from spp_cli.commands.command import WORKSPACE, Command, Given, argument
-from spp_cli.errors import ConfigError
 from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
@@ -20,11 +19,7 @@ def _status(given: Given, _: Reporter) -> Answer:
         rows = [run_status(run) for run in workspace.runs()]
         text = tables.status_table(rows) if rows else f"{workspace.root} has no runs yet"
         return Answer({"workspace": str(workspace.root), "runs": rows}, text)
-    run = workspace.run(given["run"])
-    if not run.exists():
-        names = ", ".join(found.name for found in workspace.runs()) or "none"
-        raise ConfigError(f"{workspace.root} has no run {run.name}. Runs there: {names}")
-    status = run_status(run)
+    status = run_status(workspace.existing_run(given["run"]))
     text = f"{tables.status_table([status])}\n\n{tables.run_table(status['stages'])}"
     return Answer(status, text)
 

@@ -26,6 +26,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "quiet",
     "resolve_device",
 ]
 

@@ -19,6 +19,7 @@ from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Order, Round
+from spp_cli.pruning.output_error import output_error
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
@@ -240,10 +241,10 @@ def _prune_group(
             raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
         assert not refined.weight.logical_and(~refined.keep).any(), linear.name
         stored = refined.weight.to(recipe.stored_dtype(linear.name))
-        linear.weight.copy_(stored)
-        layers.append(
-            PrunedLayer(linear, stored.cpu(), refined.keep.cpu(), {**refined.record, **record})
-        )
+        error = {"output_error": output_error(weight, stored, known or ())}
+        linear.weight.copy_(stored)  # after the last use of the dense weight: they may be one
+        figures = {**refined.record, **record, **error}
+        layers.append(PrunedLayer(linear, stored.cpu(), refined.keep.cpu(), figures))
     return layers
 
 

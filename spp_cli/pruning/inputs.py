@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ class Known:
 
     def __getitem__(self, kind: type[Statistic]) -> Statistic:
         return self._statistics[kind]
+
+    def __iter__(self) -> Iterator[Statistic]:
+        return iter(self._statistics.values())
 
     def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
         """Return the statistic that a method or a refinement asks for."""

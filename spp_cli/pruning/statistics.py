@@ -43,6 +43,13 @@ class Statistic(ABC):
     def is_finite(self) -> bool:
         """Return whether no NaN or infinity went in."""
 
+    @abstractmethod
+    def output_energy(self, weight: Tensor) -> Tensor:
+        """Return the sum of squares of the outputs of ``weight`` (rows, in_features), float32.
+
+        Over the tokens of all samples, up to a factor that is the same for all weights.
+        """
+
 
 class InputNorm(Statistic):
     """Mean over samples of the sum over tokens of x², for each input: (in_features,)."""
@@ -61,6 +68,10 @@ class InputNorm(Statistic):
     def norm(self) -> Tensor:
         """Return the square root of the mean: (in_features,)."""
         return (self._total / self.samples).sqrt()
+
+    def output_energy(self, weight: Tensor) -> Tensor:
+        """Return it as if the inputs were uncorrelated: Σ W²ᵢⱼ ‖xⱼ‖²."""
+        return torch.linalg.vector_norm(weight, dim=0).square() @ self._total
 
 
 class Gram(Statistic):
@@ -92,6 +103,12 @@ class Gram(Statistic):
     @classmethod
     def elements(cls, in_features: int) -> int:
         return in_features * in_features
+
+    def output_energy(self, weight: Tensor) -> Tensor:
+        """Return the trace of W XᵀX Wᵀ: exact."""
+        upper = self._total.triu()  # each pair of inputs once, so what is off the diagonal twice
+        diagonal = torch.linalg.vector_norm(weight, dim=0).square() @ upper.diagonal()
+        return 2 * ((weight @ upper) * weight).sum() - diagonal
 
     def hessian(self) -> Tensor:
         """Return a new tensor (in_features, in_features)."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spp_cli.errors import MissingExtraError
+from spp_cli.reporting.figures import COLOURS, MARKERS, Plot, save
 
 __all__ = ["draw_trials"]
 
@@ -17,19 +17,21 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], picture: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", picture.name) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.add_subplot(
-        xlabel="learning rate", ylabel="validation loss (nats a token)", xscale="log"
-    )
     lines: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
         label = trial["schedule"] + ("" if trial["r"] is None else f", r {trial['r']}")
         lines.setdefault(label, []).append((trial["learning_rate"], trial["loss"]))
-    for label, points in lines.items():
-        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-    axis.legend()
-    figure.savefig(picture, dpi=120)
+
+    def draw(figure: Any) -> None:
+        axis = figure.add_subplot(
+            xlabel="learning rate", ylabel="validation loss (nats a token)", xscale="log"
+        )
+        for number, (label, points) in enumerate(lines.items()):
+            style = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)],
+            }
+            axis.plot(*zip(*sorted(points), strict=True), label=label, **style)
+        axis.legend()
+
+    save(Plot(picture.stem, "Trials of the search", "", draw), picture)

@@ -9,17 +9,21 @@ from typing import Any
 from spp_cli.reporting.terminal import duration
 
 __all__ = [
+    "TITLES",
+    "binary_size",
     "calibration_table",
+    "evaluation_cells",
     "evaluation_table",
     "plan_table",
     "run_table",
+    "stage_cells",
     "status_table",
     "table",
     "trials_table",
     "verify_table",
 ]
 
-_TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
+TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
 _ERROR = "_stderr"
 _NOTHING = "–"
 
@@ -39,7 +43,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation_table(document: Mapping[str, Any]) -> str:
-    """Return the table of an evaluation: dense | pruned | finetuned | merged | recovered.
+    """Return the table of an evaluation as text, from a results.json."""
+    return table(*evaluation_cells(document))
+
+
+def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of an evaluation: dense | pruned | finetuned | merged | recovered.
 
     ``document`` is a results.json: ``models`` with the results of each, and ``recovered``, the
     share of what pruning lost that came back.
@@ -61,8 +70,8 @@ def evaluation_table(document: Mapping[str, Any]) -> str:
             cells = [_measured(model["results"].get(task), metric) for model in models.values()]
             won_back = f"{round(100 * share[task])}%" if place == 0 and task in share else ""
             rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
-    header = ["", *(_TITLES.get(name, name) for name in models), "recovered" if share else ""]
-    return table(header, rows)
+    header = ["", *(TITLES.get(name, name) for name in models), "recovered" if share else ""]
+    return header, rows
 
 
 def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
@@ -115,7 +124,14 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line a stage, as ``spp status RUN`` shows them.
+    """Return one line a stage, as ``spp status RUN`` shows them."""
+    return table(*stage_cells(stages))
+
+
+def stage_cells(
+    stages: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of a run's stages.
 
     Each stage has ``state`` and, once it is done, ``finished`` (ISO time), ``seconds`` and
     ``peak_memory_bytes``.
@@ -132,7 +148,7 @@ def run_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
                 _NOTHING if memory is None else f"{memory / 2**30:.2f} GiB",
             ]
         )
-    return table(["stage", "state", "finished", "took", "peak memory"], rows)
+    return ["stage", "state", "finished", "took", "peak memory"], rows
 
 
 def plan_table(document: Mapping[str, Any]) -> str:
@@ -145,14 +161,15 @@ def plan_table(document: Mapping[str, Any]) -> str:
         how.append(f"{text['samples']} × {text['length']} tokens of calibration")
     lines = [
         f"model: {model['path']}, {model['kind']}, {model['blocks']} blocks, "
-        f"{_count(model['parameters'])} parameters, {model['dtype']}, {_bytes(model['bytes'])}",
+        f"{_count(model['parameters'])} parameters, {model['dtype']}, "
+        f"{binary_size(model['bytes'])}",
         f"prune: {', '.join(how)}",
     ]
     memory = needs["memory"] + needs["libraries"]
-    rows = [["memory", _bytes(memory)], ["disk", _bytes(needs["disk"])]]
-    rows += [["read", _bytes(needs["read"])], ["written", _bytes(needs["written"])]]
+    rows = [["memory", binary_size(memory)], ["disk", binary_size(needs["disk"])]]
+    rows += [["read", binary_size(needs["read"])], ["written", binary_size(needs["written"])]]
     if needs["device"]:
-        rows.insert(0, [f"on {prune['device']}", _bytes(needs["device"])])
+        rows.insert(0, [f"on {prune['device']}", binary_size(needs["device"])])
     states = [[name, stage["state"], stage["action"]] for name, stage in document["stages"].items()]
     parts = [
         "\n".join(lines),
@@ -181,7 +198,7 @@ def _layers_by_kind(prune: Mapping[str, Any]) -> str:
     return table(["layer", "shape", "layers", "sparsity"], rows)
 
 
-def _bytes(size: float) -> str:
+def binary_size(size: float) -> str:
     """Return "1.25 GiB"."""
     unit, name = next(
         (item for item in ((2**30, "GiB"), (2**20, "MiB")) if size >= item[0]), (2**10, "KiB")

@@ -87,7 +87,7 @@ def write_sparsity_record(
 
     The sparsity is over the masked linears, 0 to 1.
     """
-    kept = {name: _count_bits(bits) for name, bits in packed.items()}
+    kept = {name: count_bits(bits) for name, bits in packed.items()}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     overall = 1 - sum(kept.values()) / sum(sizes.values())
     record = {
@@ -211,6 +211,6 @@ def recorded_pattern(folder: Path) -> Pattern | None:
     return None if record is None else record.pattern
 
 
-def _count_bits(packed: Tensor) -> int:
+def count_bits(packed: Tensor) -> int:
     counts = torch.tensor([bin(byte).count("1") for byte in range(256)])
     return int(counts[packed.long()].sum())

@@ -40,7 +40,7 @@ from spp_cli.progress import Reporter
 from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
 
-__all__ = ["RESULTS", "evaluate_folder", "run"]
+__all__ = ["RESULTS", "evaluate_folder", "evaluation_text", "loader", "run"]
 
 RESULTS = "results.json"
 LoadModel = Callable[[], PreTrainedModel]
@@ -70,7 +70,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             measure = _Measure(config, stage, digest, sources.cache, reporter)
             # An adapter's folder holds no tokenizer: its base's does.
             folder = present["prune" if stage == "finetune" else stage]
-            found, figures = measure(folder, _loader(config, sources, stage))
+            found, figures = measure(folder, loader(config, sources, stage))
             results = {**results, **found}
         if results:
             models[stage] = {"digest": digest, **figures, "results": results}
@@ -87,7 +87,8 @@ def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict
     return {"format": 1, "models": {str(folder): {**figures, "results": results}}, "recovered": {}}
 
 
-def _loader(config: SppConfig, sources: Sources, stage: str) -> LoadModel:
+def loader(config: SppConfig, sources: Sources, stage: str) -> LoadModel:
+    """Return what loads the model of a stage, the dense one included, onto its device."""
     if stage != "finetune":
         folder = sources.model if stage == "dense" else sources.stages[stage]
         return lambda: _plain(config, Checkpoint(folder))
@@ -153,7 +154,7 @@ class _Measure:
 
         results: dict[str, Any] = {}
         if "perplexity" in settings.tasks:
-            tokens = _text(settings, tokenizer, folder, demo)
+            tokens = evaluation_text(settings, tokenizer, folder, demo)
             length = tokens.tokens.shape[1]
             results[f"perplexity@{length}"] = self._remembered(
                 {"task": "perplexity", "tokens": tokens.digest},
@@ -202,7 +203,8 @@ class _Measure:
         return value
 
 
-def _text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bool) -> TokenSet:
+def evaluation_text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bool) -> TokenSet:
+    """Return the text that perplexity is measured on, for the model in ``folder``."""
     length = resolve_length(
         settings.perplexity.sequence_length,
         load_config(folder),

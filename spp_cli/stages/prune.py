@@ -26,6 +26,7 @@ from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.pruning.needs import held_in_one_pass
 from spp_cli.pruning.orders import ORDERS, choose_order
+from spp_cli.pruning.output_error import best_known
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
@@ -131,6 +132,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "sparsity": overall,
             "linears": len(linears),
             "order": order if batches else None,
+            "output_error_from": best_known(recipe.statistics()),
             "layers": {
                 name: {"target": shares.ratios[name], **figure} for name, figure in figures.items()
             },

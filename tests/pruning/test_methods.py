@@ -83,6 +83,9 @@ def test_the_alpha_variant_leaves_a_row_alone_whose_smallest_score_is_too_large(
     assert pruned.keep.sum(dim=1).tolist() == [4, 1]
 
 
+# Methods whose weights compete over the whole layer (SparseGPT's: over a block, which has all the
+# columns here); those of any other compete in each row.
+OVER_THE_LAYER = ("magnitude", "sparsegpt")
 patterns = st.one_of(
     st.integers(1, 3).map(lambda kept: NofM(kept, 4)),
     st.sampled_from([NofM(2, 8), NofM(1, 8)]),
@@ -104,11 +107,10 @@ def test_pruned_weights_are_zero_and_as_many_as_asked(name, pattern, rows, group
     assert not pruned.weight[~pruned.keep].count_nonzero()
     if isinstance(pattern, NofM):
         assert (pruned.keep.view(-1, pattern.of).sum(dim=1) == pattern.kept).all()
-    elif name == "wanda":
-        removed = (~pruned.keep).sum(dim=1)
-        assert (removed == pattern.removed_of(columns)).all()
-    else:  # magnitude: of the layer; SparseGPT: of a block, which holds all these columns
+    elif name in OVER_THE_LAYER:
         assert int((~pruned.keep).sum()) == pattern.removed_of(rows * columns)
+    else:
+        assert ((~pruned.keep).sum(dim=1) == pattern.removed_of(columns)).all()
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Wanda(), Wanda(variant="alpha")])

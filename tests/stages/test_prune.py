@@ -205,7 +205,17 @@ def test_uniform_rounds_down_as_the_published_methods_do(dense, tmp_path):
     assert metrics["allocation"]["name"] == "uniform"
     for name, linear in linears_of(dense).items():
         width = linear.in_features
-        assert metrics["layers"][name] == {"target": 0.6, "sparsity": 6 * width // 10 / width}
+        layer = metrics["layers"][name]
+        assert (layer["target"], layer["sparsity"]) == (0.6, 6 * width // 10 / width)
+
+
+@pytest.mark.parametrize(
+    ("method", "known"), [("wanda", "norms"), ("sparsegpt", "gram"), ("magnitude", "weights")]
+)
+def test_it_records_how_far_the_output_of_each_layer_is_moved(method, known, dense, tmp_path):
+    metrics = run(dense, tmp_path / "a", method=method).metrics
+    assert metrics["output_error_from"] == known
+    assert all(0 < layer["output_error"] < 1 for layer in metrics["layers"].values())
 
 
 def linears_of(dense: Path) -> dict[str, Linear]:

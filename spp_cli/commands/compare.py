@@ -1,0 +1,94 @@
+"""spp compare: the numbers of many runs in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option
+from spp_cli.comparison import MADE_BY, mark, rows
+from spp_cli.config import nearest
+from spp_cli.errors import ConfigError
+from spp_cli.fingerprint import write_text
+from spp_cli.invocation import default_workspace
+from spp_cli.progress import Reporter
+from spp_cli.reporting.answer import Answer
+from spp_cli.reporting.columns import check, filtered, ordered, split, without_settings
+from spp_cli.reporting.comparison_table import FORMATS, comparison
+from spp_cli.workspace import Workspace
+
+__all__ = ["COMPARE"]
+
+_SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".tex": "latex"}
+
+
+def _compare(given: Given, _: Reporter) -> Answer:
+    workspace = Workspace(given["workspace"] or default_workspace())
+    output = given["output"]
+    form = given["format"] or _SUFFIXES.get(Path(output or "").suffix, "text")
+    _check_word("--format", form, FORMATS)
+    stages = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
+    for stage in stages:
+        _check_word("--stage", stage, MADE_BY)
+    names = dict.fromkeys(given["runs"] or [])
+    runs = [workspace.existing_run(name) for name in names] or workspace.runs()
+    found: Sequence[Any] = rows(runs)
+    evaluated = {name for row in found for name in row["runs"]}
+    without = [run.name for run in runs if run.name not in evaluated]
+    if not found:
+        missing = f"{', '.join(without) or workspace.root}: no evaluation yet. Run: spp eval"
+        return Answer({"workspace": str(workspace.root), "rows": [], "without": without}, missing)
+    columns = [check(name, found, "--columns") for name in split(given["columns"] or "", found)]
+    if form in ("csv", "json"):
+        columns = columns or without_settings(found)  # also where no row is left
+    found = ordered(found, [key for text in given["sort"] or [] for key in split(text, found)])
+    found = filtered(found, given["filter"] or [])
+    found = [row for row in found if not stages or row["stage"] in stages]
+    mark(found)  # against what is left
+    document = {"workspace": str(workspace.root), "rows": found, "without": without}
+    text = comparison(found, columns, form)
+    if output:
+        write_text(output, f"{text}\n")
+        return Answer({**document, "output": output}, f"{len(found)} rows: {output}")
+    if form == "text":
+        text = text if found else "no row is left; --filter or --stage leaves all of them out"
+        text += f"\n\nWithout an evaluation: {', '.join(without)}" if without else ""
+    return Answer(document, text)
+
+
+def _check_word(flag: str, word: str, words: Collection[str]) -> None:
+    if word not in words:
+        raise ConfigError(
+            f"{flag} is {word!r}; must be one of {', '.join(words)}{nearest(word, words)}"
+        )
+
+
+COMPARE = Command(
+    "compare",
+    "Compare the results of runs in one table; what does not compare is marked, and why.",
+    [
+        argument("runs", "Names of runs; default: all", metavar="RUN", kind=list[str] | None),
+        option("sort", "Sort by columns; -COLUMN descending", metavar="COLUMN,...", kind=list[str]),
+        option(
+            "filter",
+            "Keep rows that pass: =, !=, <, <=, >, >=, ~ (glob); may be given more than once",
+            metavar="'COLUMN OP VALUE'",
+            kind=list[str],
+        ),
+        option(
+            "columns",
+            "Show these columns, settings such as finetune.learning_rate among them",
+            metavar="COLUMN,...",
+        ),
+        option("stage", "Show only these: dense, prune, finetune, merge", metavar="STAGE,..."),
+        option(
+            "format",
+            f"{', '.join(FORMATS)}; default: what the file's name ends in, or text",
+            metavar="FORMAT",
+        ),
+        option("output", "Write the table to this file", metavar="FILE"),
+        WORKSPACE,
+    ],
+    _compare,
+)

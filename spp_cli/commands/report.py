@@ -1,0 +1,146 @@
+"""spp report: a page about one or more runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, switch
+from spp_cli.comparison import mark, rows
+from spp_cli.errors import ConfigError, MissingExtraError
+from spp_cli.fingerprint import disk_errors, write_text
+from spp_cli.invocation import default_workspace
+from spp_cli.progress import Reporter
+from spp_cli.report import gather, look_inside
+from spp_cli.reporting import figures
+from spp_cli.reporting.answer import Answer
+from spp_cli.reporting.comparison_table import comparison_cells
+from spp_cli.reporting.figures import Plot
+from spp_cli.reporting.page import page
+from spp_cli.reporting.plots import common_plots, run_plots
+from spp_cli.workspace import Run, Workspace
+
+__all__ = ["REPORT"]
+
+
+def _report(given: Given, reporter: Reporter) -> Answer:
+    workspace = Workspace(given["workspace"] or default_workspace())
+    names = list(dict.fromkeys(given["runs"] or []))
+    runs = [workspace.existing_run(name) for name in names] or [workspace.latest("prune")]
+    output = _output(given["output"], workspace, [run.name for run in runs])
+    prompts = _prompts(given)
+    missing = ""
+    try:
+        figures.require("a report with plots")
+    except MissingExtraError as error:
+        if given["plots"]:
+            raise
+        missing = f"No plots: {error}."
+
+    document = gather(runs)
+    for run, gathered in zip(runs, document["runs"], strict=True):
+        look_inside(run, gathered, reporter, prompts=prompts, layer=given["layer"])
+    plots = {gathered["run"]: run_plots(gathered) for gathered in document["runs"]}
+    if len(runs) > 1:
+        found = _to_compare(runs)
+        document["comparison"] = comparison_cells(found) if found else None
+        plots[""] = common_plots(document["runs"], found)
+    html = page(document, plots, None if missing else figures.as_svg, missing)
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, html)
+    files = _draw(plots.values(), given["plots"])
+    warnings = [text for gathered in document["runs"] for text in gathered["warnings"]]
+    for text in filter(None, [missing, *warnings]):
+        reporter.warn(text)
+    answer = {
+        "file": str(output),
+        "runs": [run.name for run in runs],
+        "plots": files,
+        "warnings": [missing] * bool(missing) + warnings,
+    }
+    drawn = f"; {len(files)} plots in {given['plots']}" if files else ""
+    return Answer(answer, f"report: {output}{drawn}")
+
+
+def _to_compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the rows of a comparison; of a finetuned model and the merged one only the latter."""
+    found = rows(runs)
+    merged = {row["run"] for row in found if row["stage"] == "merge"}
+    chosen = [row for row in found if row["stage"] != "finetune" or row["run"] not in merged]
+    mark(chosen)
+    return chosen
+
+
+def _output(given: str | None, workspace: Workspace, names: Sequence[str]) -> Path:
+    """Return where the page goes: beside the stages of one run, beside the runs of several."""
+    folder = workspace.root / names[0] if len(names) == 1 else workspace.root
+    output = Path(given).expanduser() if given else folder / "report.html"
+    if output.is_dir():
+        raise ConfigError(
+            f"--output is {given}, a folder. Name a file in it: {output / 'report.html'}"
+        )
+    return output
+
+
+def _prompts(given: Given) -> list[str] | None:
+    prompts = given["prompt"] or []
+    if given["no_samples"]:
+        if prompts:
+            raise ConfigError("--prompt asks for samples, and --no-samples for none. Leave one out")
+        return None
+    if any(not prompt.strip() for prompt in prompts):
+        raise ConfigError("--prompt is empty. Give some words that the models go on from")
+    return list(prompts)
+
+
+def _draw(plots: Iterable[Sequence[Plot]], folder: str | None) -> list[str]:
+    """Draw each plot as SVG and as PNG into ``folder``; return their paths."""
+    if folder is None:
+        return []
+    target = Path(folder).expanduser()
+    paths = []
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for plot in (plot for each in plots for plot in each):
+            for suffix in ("svg", "png"):
+                paths.append(target / f"{plot.name}.{suffix}")
+                figures.save(plot, paths[-1])
+    return [str(path) for path in paths]
+
+
+_RUNS = argument(
+    "runs", "Names of runs; default: the latest", metavar="[RUN]...", kind=list[str] | None
+)
+_OUTPUT = option(
+    "output",
+    "The page; default: report.html beside the stages, or beside the runs",
+    metavar="FILE.html",
+)
+_PLOTS = option("plots", "Draw the plots into this folder too, as SVG and PNG", metavar="FOLDER")
+_LAYER = option(
+    "layer",
+    "Layers whose weights are shown; default: the one that pruning moved most",
+    metavar="GLOB",
+)
+_PROMPT = option(
+    "prompt",
+    "Let the models go on from this; may be given more than once; "
+    "default: first lines of the evaluation text",
+    kind=list[str],
+)
+REPORT = Command(
+    "report",
+    "Write a page about one run or more: what was done, tables, plots, samples.",
+    [
+        _RUNS,
+        _OUTPUT,
+        _PLOTS,
+        _LAYER,
+        _PROMPT,
+        switch("no_samples", "Write no samples: they load the models"),
+        WORKSPACE,
+    ],
+    _report,
+)

@@ -1,0 +1,105 @@
+"""What was done in a run, in plain words, from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spp_cli.reporting.tables import TITLES
+
+__all__ = ["model_name", "story"]
+
+_METHODS = {"magnitude": "magnitude pruning", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
+_ADAPTERS = {"spp": "SPP", "lora": "LoRA"}
+_REFINEMENTS = {"dsnot": "DSnoT"}
+_ALLOCATIONS = {"owl": "OWL shared the zeros out among the blocks.", "globs": "Layers lost unlike."}
+
+
+def model_name(path: str) -> str:
+    """Return what a model is called where people read it."""
+    return "the embedded model" if path == "demo" else path
+
+
+def story(run: Mapping[str, Any]) -> str:
+    """Return one paragraph: model, method, pattern, calibration, adapter, steps, and the result.
+
+    ``run`` has ``model`` (its path), ``manifests`` by finished stage, and ``status``, as
+    ``run_status`` gives it. What is not on record is not told.
+    """
+    manifests = run["manifests"]
+    parts = [
+        _pruned(manifests["prune"], run["model"]) if "prune" in manifests else "",
+        _finetuned(manifests["finetune"]) if "finetune" in manifests else "",
+        _merged(manifests["merge"]) if "merge" in manifests else "",
+        _evaluated(run["status"]),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _pruned(manifest: Mapping[str, Any], model: str) -> str:
+    settings, metrics = manifest["settings"]["prune"], manifest["metrics"]
+    name = model_name(model)
+    method = _METHODS.get(settings["method"]["name"], settings["method"]["name"])
+    if refined := _REFINEMENTS.get(settings.get("refine", {}).get("name", "")):
+        method = f"{method} and {refined}"
+    pattern = settings["pattern"]
+    where = "wherever they fall" if pattern == "unstructured" else f"{pattern} kept"
+    text = (
+        f"{name[0].upper()}{name[1:]} was pruned with {method}: {metrics['sparsity']:.1%} of the "
+        f"weights of {metrics['linears']} linear layers became zeros, {where}."
+    )
+    if calibration := metrics.get("calibration"):
+        text += (
+            f" The method looked at {calibration['samples']:,} sequences of "
+            f"{calibration['length']:,} tokens from {_source(calibration['source'])}."
+        )
+    allocation = (metrics.get("allocation") or {}).get("name", "")
+    return f"{text} {_ALLOCATIONS.get(allocation, '')}".rstrip()
+
+
+def _finetuned(manifest: Mapping[str, Any]) -> str:
+    settings, metrics = manifest["settings"]["finetune"], manifest["metrics"]
+    adapter = settings["adapter"]["name"]
+    rows = metrics.get("rows_per_step")
+    trained = metrics["trainable_parameters"]
+    text = (
+        f"An adapter ({_ADAPTERS.get(adapter, adapter)}) of {trained:,} parameters, "
+        f"{trained / metrics['total_parameters']:.1%} of the model's, was then trained for "
+        f"{metrics['steps']:,} steps{f' of {rows:,} rows' if rows else ''} of "
+        f"{_source(metrics['train']['source'])}"
+    )
+    if settings.get("distill"):
+        text += ", and on the predictions of the dense model"
+    before, after = (metrics[f"validation_loss_{when}"] for when in ("before", "after"))
+    text += f"; the loss of rows held out went from {before:.2f} to {after:.2f} nats a token"
+    if metrics["best_step"] != metrics["steps"]:
+        text += f" at step {metrics['best_step']:,}, whose adapter was kept"
+    return f"{text}."
+
+
+def _merged(manifest: Mapping[str, Any]) -> str:
+    sparsity = manifest["metrics"]["sparsity"]
+    return f"Merged, it is a plain model again, {sparsity:.1%} of those weights zero."
+
+
+def _evaluated(status: Mapping[str, Any]) -> str:
+    measured, recovered = status["perplexity"], status["recovered"]
+    if not measured:
+        return "Its perplexity has not been measured yet."
+    numbers = dict(measured["stages"])
+    if "merge" in numbers:
+        numbers.pop("finetune", None)
+    told = [f"{number:.2f} {TITLES[stage]}" for stage, number in numbers.items()]
+    length = measured["name"].rpartition("@")[2]
+    text = f"Perplexity over {length} tokens is {_listed(told)}"
+    if recovered is not None:
+        text += f": {recovered:.0%} of what pruning lost, in nats, came back"
+    return f"{text}."
+
+
+def _source(source: str) -> str:
+    return "the embedded model's own text" if source == "demo" else source
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

@@ -1,0 +1,105 @@
+"""What the models of a run write after the same words: dense, pruned, and as it was in the end."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from spp_cli.config import SppConfig
+from spp_cli.data.tokens import encode
+from spp_cli.errors import DataError
+from spp_cli.models.checkpoint import is_demo_family
+from spp_cli.models.loading import load_tokenizer, quiet
+from spp_cli.progress import Reporter
+from spp_cli.stages.evaluate import evaluation_text, loader
+from spp_cli.stages.stage import Sources
+
+__all__ = ["first_lines", "samples"]
+
+_LINES, _TOKENS = 4, 96  # a prompt is at most so long
+
+
+def samples(
+    config: SppConfig,
+    sources: Sources,
+    reporter: Reporter,
+    *,
+    prompts: Sequence[str],
+    new_tokens: int = 48,
+) -> dict[str, Any]:
+    """Return ``prompts`` and, in ``models`` by stage, the text that follows each of them.
+
+    The most likely token is taken every time, ``new_tokens`` times at most. Without ``prompts``
+    they are first lines of the text that perplexity is measured on. Of a finetuned and a merged
+    model, which say the same, the merged one speaks.
+
+    Raises:
+        DataError: no prompts were given, and that text cannot be had.
+        ModelError: a model cannot be loaded.
+    """
+    stages = ["dense", *(stage for stage in ("prune", "merge") if stage in sources.stages)]
+    if "merge" not in stages and {"prune", "finetune"} <= set(sources.stages):
+        stages.append("finetune")
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(sources.model, trust_remote_code=trusted)
+    chosen = list(prompts) or _from_the_text(config, sources, tokenizer)
+    written: dict[str, list[str]] = {}
+    with reporter.task("samples", len(stages) * len(chosen), "texts") as progress:
+        for stage in stages:
+            model = loader(config, sources, stage)()
+            written[stage] = []
+            for prompt in chosen:
+                written[stage].append(_continue(model, tokenizer, prompt, new_tokens))
+                progress.advance(1, stage)
+            del model
+            gc.collect()
+    return {"prompts": chosen, "models": written, "new_tokens": new_tokens}
+
+
+def _from_the_text(config: SppConfig, sources: Sources, tokenizer: Any) -> list[str]:
+    """Return the first lines of three pieces of the text, evenly spread."""
+    demo = is_demo_family(sources.model)
+    tokens = evaluation_text(config.eval, tokenizer, sources.model, demo).tokens
+    every = max(1, len(tokens) // 3)
+    pieces = [
+        tokenizer.decode(row[:_TOKENS], skip_special_tokens=True) for row in tokens[::every][:3]
+    ]
+    found = [first_lines(piece, whole=not place) for place, piece in enumerate(pieces)]
+    if not (found := [prompt for prompt in dict.fromkeys(found) if prompt.strip()]):
+        raise DataError(
+            "the text of eval.perplexity.source begins with no words to go on from. "
+            "Give some with --prompt"
+        )
+    return found
+
+
+def first_lines(text: str, *, whole: bool) -> str:
+    """Return the first lines of ``text`` that are all there, or words, if it is one line.
+
+    ``whole``: the first line is not the rest of one that began before.
+    """
+    lines = text.splitlines(keepends=True)
+    if not whole and len(lines) > 2:
+        del lines[0]
+    if len(lines) > 1:
+        return "".join(lines[:-1][:_LINES])
+    return text.rpartition(" ")[0] or text
+
+
+def _continue(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = encode(tokenizer, prompt)[-max(1, (context or 2**30) - new_tokens) :]
+    tokens = torch.tensor([ids], device=model.device)
+    end = tokenizer.eos_token_id
+    with torch.no_grad(), quiet():
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=end if end is not None else 0,
+        )
+    return str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True))
