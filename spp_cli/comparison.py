@@ -10,7 +10,7 @@ from typing import Any
 from spp_cli.comparability import reasons
 from spp_cli.errors import ConfigError, WorkspaceError
 from spp_cli.fingerprint import Manifest
-from spp_cli.publishing import CONFIG
+from spp_cli.publishing import CONFIG, RESULTS
 from spp_cli.settings import read_yaml
 from spp_cli.workspace import Run
 
@@ -24,7 +24,7 @@ MADE_BY = {  # the stages that each model comes from
     "merge": ("prune", "finetune", "merge"),
 }
 # As those who write them call them; to import them takes seconds.
-_RESULTS, _MASKS, _ADAPTER = "results.json", "keep_masks.safetensors", "adapter.safetensors"
+_MASKS, _ADAPTER = "keep_masks.safetensors", "adapter.safetensors"
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -72,7 +72,7 @@ def evaluations(run: Run) -> list[Row]:
     """Return the rows of one run; none if it has no evaluation that can be read."""
     try:
         manifest, folder = run.manifest("eval"), run.folder / "eval"
-        document = json.loads((folder / _RESULTS).read_bytes()) if manifest else {"models": {}}
+        document = json.loads((folder / RESULTS).read_bytes()) if manifest else {"models": {}}
         models = document["models"]
         shares = document.get("recovered", {})
         return [
@@ -94,7 +94,7 @@ class _Evaluated:
 
     def __init__(self, run: Run, evaluation: Manifest, stage: str, model: dict[str, Any]) -> None:
         self.run, self.evaluation, self.stage, self.model = run, evaluation, stage, model
-        manifests = {name: _manifest(run, name) for name in MADE_BY[stage]}
+        manifests = {name: run.intact_manifest(name) for name in MADE_BY[stage]}
         there = {name: manifest for name, manifest in manifests.items() if manifest}
         measured = _digests(stage, model["digest"])
         self.is_outdated = any(
@@ -140,12 +140,6 @@ class _Evaluated:
         pruned = self.made_by.get("prune")
         recorded = pruned.settings.get("model", {}).get("digest") if pruned else None
         return str(recorded or self.evaluation.inputs.get("model", ""))[:16]
-
-
-def _manifest(run: Run, stage: str) -> Manifest | None:
-    with suppress(WorkspaceError):
-        return run.manifest(stage)
-    return None
 
 
 def _digests(stage: str, digest: str) -> dict[str, str]:
@@ -238,7 +232,7 @@ def _bytes_packed(evaluated: _Evaluated) -> int | None:
     is_dense = evaluated.stage == "dense"
     manifest = made_by.get("merge", made_by.get("prune"))
     if is_dense:
-        manifest = _manifest(evaluated.run, "prune")
+        manifest = evaluated.run.intact_manifest("prune")
     if not (manifest and model.get("parameters")):
         return None
     width = round(_bytes_of_weights(manifest) / model["parameters"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from spp_cli.fingerprint import UNFINISHED
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
+RESULTS = "results.json"  # what an evaluation found
 # Only a folder in progress has these; whatever else is in it is output.
 FINGERPRINT, PROGRESS, RESUME = "fingerprint.json", "progress.json", ".resume"
 # Output for people to look at: with times in it, so that no later stage must depend on it.

@@ -14,15 +14,13 @@ from spp_cli.config import SppConfig
 from spp_cli.errors import SppError, WorkspaceError
 from spp_cli.invocation import recorded_settings
 from spp_cli.progress import Reporter
-from spp_cli.publishing import LOG
+from spp_cli.publishing import LOG, RESULTS
 from spp_cli.reporting.loss_plot import read_log
 from spp_cli.settings import validate
 from spp_cli.status import run_status
 from spp_cli.workspace import STAGES, Run
 
 __all__ = ["gather", "look_inside"]
-
-_RESULTS = "results.json"
 
 
 def gather(runs: Sequence[Run]) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def _gathered(run: Run) -> dict[str, Any]:
         "model": str(settings.get("model.path")),
         "manifests": manifests,
         "status": status,
-        "evaluation": _read(lambda: json.loads((run.folder / "eval" / _RESULTS).read_bytes())),
+        "evaluation": _read(lambda: json.loads((run.folder / "eval" / RESULTS).read_bytes())),
         "log": _read(lambda: read_log(run.folder / "finetune" / LOG)) or [],
         "layers": pruned.get("layers", {}),
         "output_error_from": pruned.get("output_error_from"),

@@ -121,6 +121,12 @@ class Run:
             )
         return manifest
 
+    def intact_manifest(self, stage: str) -> Manifest | None:
+        """Return the record of a finished stage; None if there is none, or it is damaged."""
+        with suppress(WorkspaceError):
+            return self.manifest(stage)
+        return None
+
     def state(self, stage: str) -> State:
         """Return how far a stage is; "stale": what it read was made anew since, or is itself stale.
 
@@ -167,10 +173,9 @@ class Run:
         """Return the earlier stages of which ``manifest`` saw another output than is there now."""
         stale = []
         for name in STAGES[: STAGES.index(manifest.stage)]:
-            with suppress(WorkspaceError):
-                now = self.manifest(name) if name in manifest.inputs else None
-                if now and (now.output_digest != manifest.inputs[name] or self._stale_inputs(now)):
-                    stale.append(name)
+            now = self.intact_manifest(name) if name in manifest.inputs else None
+            if now and (now.output_digest != manifest.inputs[name] or self._stale_inputs(now)):
+                stale.append(name)
         return stale
 
     def holder(self) -> dict[str, Any]:

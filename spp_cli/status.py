@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
-from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import Manifest
 from spp_cli.workspace import STAGES, Run
 
@@ -23,7 +21,7 @@ def run_status(run: Run) -> dict[str, Any]:
     that were evaluated, in order. ``recovered`` is the share of its loss, in nats, that came back.
     All three may be None.
     """
-    manifests = {stage: _manifest(run, stage) for stage in STAGES}
+    manifests = {stage: run.intact_manifest(stage) for stage in STAGES}
     measured = manifests["eval"].metrics if manifests["eval"] else {}
     return {
         "run": run.name,
@@ -33,12 +31,6 @@ def run_status(run: Run) -> dict[str, Any]:
         "perplexity": (perplexity := _perplexity(measured)),
         "recovered": perplexity and _recovered(measured, perplexity["name"]),
     }
-
-
-def _manifest(run: Run, stage: str) -> Manifest | None:
-    with suppress(WorkspaceError):
-        return run.manifest(stage)
-    return None
 
 
 def _stage(run: Run, stage: str, manifest: Manifest | None) -> dict[str, Any]:

@@ -133,14 +133,20 @@ def add_tokenizer(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace to read: ``wanda`` has all stages, ``magnitude`` only pruned, on longer text."""
-    folder = tmp_path_factory.mktemp("side-by-side")
+def make_base_and_text(folder: Path) -> Path:
+    """Save a tiny bfloat16 Llama with the embedded tokenizer as base; return a text beside it."""
     make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
     add_tokenizer(folder / "base")
     text = folder / "text.txt"
     text.write_text("".join(f"def add_{number}(x): return x + {number}\n" for number in range(200)))
+    return text
+
+
+@pytest.fixture(scope="session")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace to read: ``wanda`` has all stages, ``magnitude`` only pruned, on longer text."""
+    folder = tmp_path_factory.mktemp("side-by-side")
+    text = make_base_and_text(folder)
     read = {"source": str(text), "sequence_length": 32}
     settings = {
         "model": str(folder / "base"),

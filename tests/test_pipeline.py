@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import add_tokenizer, make_model
+from conftest import make_base_and_text, make_model
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError, WorkspaceError
@@ -49,10 +49,7 @@ class Bars(Silent):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text, and a workspace with a run of all stages."""
     folder = tmp_path_factory.mktemp("finished")
-    make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
-    add_tokenizer(folder / "base")
-    lines = [f"def add_{number}(x): return x + {number}\n" for number in range(200)]
-    (folder / "text.txt").write_text("".join(lines))
+    make_base_and_text(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run()

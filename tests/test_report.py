@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from browser import CHROMIUM, chromium
-from conftest import add_tokenizer, make_model
+from conftest import make_base_and_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -50,10 +50,7 @@ def make(name: str, stages: tuple[str, ...] = STAGES, **prune: Any) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, two whole runs, one that is only pruned, and a page on all."""
     folder = tmp_path_factory.mktemp("report")
-    make_model("llama", folder / "base", torch.bfloat16, vocab_size=4096)
-    add_tokenizer(folder / "base")
-    lines = [f"def add_{number}(x): return x + {number}\n" for number in range(200)]
-    (folder / "text.txt").write_text("".join(lines))
+    make_base_and_text(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make("first", method="wanda", sparsity=0.5)

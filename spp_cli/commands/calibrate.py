@@ -8,8 +8,8 @@ from spp_cli.commands.command import (
     Command,
     Given,
     asked,
+    count,
     flag_parameter,
-    option,
 )
 from spp_cli.commands.stages import say_which_model
 from spp_cli.flags import FLAGS
@@ -31,15 +31,7 @@ def _calibrate(given: Given, reporter: Reporter) -> Answer:
     return Answer(document, tables.calibration_table(document))
 
 
-_PREVIEW = option(
-    "preview",
-    "Print the beginnings of so many sequences as text",
-    metavar="INTEGER",
-    panel="Output",
-    kind=int,
-    default=0,
-    min=0,
-)
+_PREVIEW = count("preview", "Print the beginnings of so many sequences as text", "Output")
 CALIBRATE = Command(
     "calibrate",
     "Draw the calibration tokens once, for every prune to come.",

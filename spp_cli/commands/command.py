@@ -13,13 +13,15 @@ from typing import Any
 import typer
 
 from spp_cli.flags import Flag
+from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.settings import Layer, assigned, parse_assignment
+from spp_cli.workspace import Workspace
 
 __all__ = [
     "CONFIG", "FORCE", "SET", "WORKSPACE", "Command",
-    "argument", "asked", "flag_parameter", "option", "switch",
+    "argument", "asked", "count", "flag_parameter", "option", "switch", "workspace_of",
 ]  # fmt: skip
 
 Given = dict[str, Any]
@@ -64,6 +66,11 @@ def option(
     return _parameter(name, kind if default is not None else kind | None, taken)
 
 
+def count(name: str, text: str, panel: str) -> Parameter:
+    """Return ``--name INTEGER``; 0 if it is not given."""
+    return option(name, text, metavar="INTEGER", panel=panel, kind=int, default=0, min=0)
+
+
 def switch(name: str, text: str, panel: str | None = None) -> Parameter:
     """Return ``--name``, which takes no value: True if it is given."""
     taken = typer.Option(
@@ -95,6 +102,11 @@ def asked(flags: Sequence[Flag], given: Given) -> Layer:
     found = ((flag, given[_key_name(flag)]) for flag in flags)
     named = [flag.assignment(value) for flag, value in found if value not in (None, [])]
     return assigned([*named, *map(parse_assignment, given["assignments"] or [])])
+
+
+def workspace_of(given: Given) -> Workspace:
+    """Return the workspace that ``WORKSPACE`` names."""
+    return Workspace(given["workspace"] or default_workspace())
 
 
 def _key_name(flag: Flag) -> str:

@@ -6,17 +6,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option
+from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, workspace_of
 from spp_cli.comparison import MADE_BY, mark, rows
 from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import write_text
-from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.columns import check, filtered, ordered, split, without_settings
 from spp_cli.reporting.comparison_table import FORMATS, comparison
-from spp_cli.workspace import Workspace
 
 __all__ = ["COMPARE"]
 
@@ -24,7 +22,7 @@ _SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".tex": "latex"}
 
 
 def _compare(given: Given, _: Reporter) -> Answer:
-    workspace = Workspace(given["workspace"] or default_workspace())
+    workspace = workspace_of(given)
     output = given["output"]
     form = given["format"] or _SUFFIXES.get(Path(output or "").suffix, "text")
     _check_word("--format", form, FORMATS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, switch
+from spp_cli.commands.command import WORKSPACE, Command, Given, argument, switch, workspace_of
 from spp_cli.comparison import MADE_BY
 from spp_cli.config import nearest
 from spp_cli.difference import Side, diff
 from spp_cli.errors import ConfigError
-from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.diff_table import diff_table
@@ -19,7 +18,7 @@ _STAGES = [stage for stage, made_by in MADE_BY.items() if made_by]
 
 
 def _diff(given: Given, _: Reporter) -> Answer:
-    workspace = Workspace(given["workspace"] or default_workspace())
+    workspace = workspace_of(given)
     sides = _side(workspace, given["a"]), _side(workspace, given["b"])
     stage = next((side.stage for side in sides if side.stage), None)  # of one counts for both
     a, b = (Side(side.run, side.stage or stage) for side in sides)

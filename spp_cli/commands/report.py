@@ -6,11 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, switch
+from spp_cli.commands.command import (
+    WORKSPACE,
+    Command,
+    Given,
+    argument,
+    option,
+    switch,
+    workspace_of,
+)
 from spp_cli.comparison import mark, rows
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
-from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.report import gather, look_inside
 from spp_cli.reporting import figures
@@ -25,7 +32,7 @@ __all__ = ["REPORT"]
 
 
 def _report(given: Given, reporter: Reporter) -> Answer:
-    workspace = Workspace(given["workspace"] or default_workspace())
+    workspace = workspace_of(given)
     names = list(dict.fromkeys(given["runs"] or []))
     runs = [workspace.existing_run(name) for name in names] or [workspace.latest("prune")]
     output = _output(given["output"], workspace, [run.name for run in runs])

@@ -16,6 +16,7 @@ from spp_cli.commands.command import (
     Command,
     Given,
     asked,
+    count,
     flag_parameter,
     option,
     switch,
@@ -25,6 +26,7 @@ from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
 from spp_cli.invocation import resolve, resolve_for_folder
 from spp_cli.progress import Reporter
+from spp_cli.publishing import RESULTS
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.previews import has_colour, rows_preview
@@ -44,14 +46,10 @@ _PATH = option(
     metavar="FOLDER",
     panel="Evaluation",
 )
-_PREVIEW = option(
+_PREVIEW = count(
     "preview",
     "Print so many rows as the model sees them, with what is trained on; train nothing",
-    metavar="INTEGER",
-    panel="Data",
-    kind=int,
-    default=0,
-    min=0,
+    "Data",
 )
 _FIND_LR = switch(
     "find_lr", "Try rates, schedules and r in short finetunes, show the best, and stop", "Training"
@@ -117,7 +115,7 @@ def _document(outcome: Any) -> dict[str, Any]:
         "metrics": outcome.manifest.metrics,
     }
     if outcome.stage == "eval":
-        document["results"] = json.loads((outcome.folder / "results.json").read_bytes())
+        document["results"] = json.loads((outcome.folder / RESULTS).read_bytes())
     return document
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument
-from spp_cli.invocation import default_workspace
+from spp_cli.commands.command import WORKSPACE, Command, Given, argument, workspace_of
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
 from spp_cli.status import run_status
-from spp_cli.workspace import Workspace
 
 __all__ = ["STATUS"]
 
 
 def _status(given: Given, _: Reporter) -> Answer:
-    workspace = Workspace(given["workspace"] or default_workspace())
+    workspace = workspace_of(given)
     if given["run"] is None:
         rows = [run_status(run) for run in workspace.runs()]
         text = tables.status_table(rows) if rows else f"{workspace.root} has no runs yet"

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,29 +138,27 @@ class UnfinishedFile:
     def __init__(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
         self._path = path
         self._beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-        try:
-            with self._beside.open("wb") as stream:
-                write(stream)
-        except OSError:
-            self._remove()
-            raise
+        with self._or_nothing(), self._beside.open("wb") as stream:
+            write(stream)
 
     def finish(self) -> None:
         """Wait for the disk, then put the file in its place; a kill leaves all of it or nothing."""
-        try:
+        with self._or_nothing():
             descriptor = os.open(self._beside, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             self._beside.replace(self._path)
-        except OSError:
-            self._remove()
-            raise
 
-    def _remove(self) -> None:
-        with suppress(OSError):
-            self._beside.unlink()
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                self._beside.unlink()
+            raise
 
 
 def write_tensors(

@@ -37,12 +37,12 @@ from spp_cli.models.loading import (
     resolve_device,
 )
 from spp_cli.progress import Reporter
+from spp_cli.publishing import RESULTS
 from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["RESULTS", "evaluate_folder", "evaluation_text", "loader", "run"]
 
-RESULTS = "results.json"
 LoadModel = Callable[[], PreTrainedModel]
 
 

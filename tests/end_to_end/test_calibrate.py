@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import add_tokenizer, make_model
+from conftest import make_base_and_text
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -31,10 +30,7 @@ SHARD = "en/c4-train.00000-of-01024.json.gz"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder with a tiny model and a text."""
-    make_model("llama", tmp_path / "base", torch.bfloat16, vocab_size=4096)
-    add_tokenizer(tmp_path / "base")
-    lines = [f"def add_{number}(x): return x + {number}\n" for number in range(200)]
-    (tmp_path / "text.txt").write_text("".join(lines))
+    make_base_and_text(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
