@@ -153,8 +153,10 @@ def test_after_a_kill_of_one_or_of_all_they_end_in_the_same_adapter(how, folder)
             os.kill(child, signal.SIGKILL)
     assert process.wait() != 0
     if how == "fsdp2":
+        # The launcher may end the other before it has noticed; it never calls that a bug of ours.
         told = (folder / f"{run}.txt").read_text()
-        assert told.count("error: another process of this command has ended") == 1
+        assert told.count("error: another process of this command has ended") <= 1
+        assert "This is a mistake in spp" not in told
     again = spp(folder, arguments)
     assert "going on from step" in again.stderr
     assert (folder / f"workspace/{run}/finetune/adapter.safetensors").read_bytes() == (
