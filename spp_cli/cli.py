@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from inspect import Parameter, Signature
 from typing import Any
 
 import typer
 
 from spp_cli import __version__
-from spp_cli.commands import COMMANDS
+from spp_cli.commands import COMMANDS, GROUPS
 from spp_cli.commands.command import Command, Given, switch
 from spp_cli.reporting.answer import Manner, give
 
@@ -54,8 +55,18 @@ def _finish(command: Command, context: typer.Context, given: Given) -> None:
         raise typer.Exit(code)
 
 
+@cache
+def _group(name: str) -> typer.Typer:
+    """Return what the commands of two words that begin with ``name`` belong to."""
+    group = typer.Typer(help=GROUPS[name], no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
 for _command in COMMANDS:
-    app.command(_command.name, help=_command.help)(_as_typer(_command))
+    *_first, _last = _command.name.split()
+    _owner = _group(_first[0]) if _first else app
+    _owner.command(_last, help=_command.help)(_as_typer(_command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -15,6 +15,8 @@ _OF_A_TASK = {
     "version": "version",
     "shots": "num_fewshot",
     "questions": "samples",
+    "chat template": "chat_template",
+    "data": "data",
 }
 _ABSENT = object()  # a row that has no such measurement has no setting of it either
 
@@ -31,7 +33,9 @@ def reasons(rows: Sequence[Row]) -> list[list[str]]:
     _compare(rows, found, "perplexity", "", _lengths)
     for name in dict.fromkeys(name for row in rows for name in row["perplexity"]):
         _compare(rows, found, name, "tokens ", _of("perplexity", name, "digest", _text))
-    for name in dict.fromkeys(name for row in rows for name in row["tasks"]):
+    # What is told of a group holds for its members.
+    tasks = (item for row in rows for item in row["tasks"].items())
+    for name in dict.fromkeys(name for name, task in tasks if task.get("group") is None):
         for noun, key in _OF_A_TASK.items():
             _compare(rows, found, name, f"{noun} ", _of("tasks", name, key, _plain(key)))
     return found

@@ -41,8 +41,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     - ``perplexity``: by name ("perplexity@256") ``perplexity``, ``nats``, ``tokens``, ``length``,
       ``source`` and the tokens' ``digest``;
     - ``tasks``: by name ``metrics`` (acc, acc_stderr, acc_norm, ...), ``samples`` (questions),
-      ``version``, ``num_fewshot`` and the ``harness``'s version; ``zeroshot``: mean of acc over
-      the ``zeroshot_tasks``, or None;
+      ``version``, ``num_fewshot``, ``chat_template``, the digest of its ``data``, the ``harness``'s
+      version, and the ``group`` of which it is a member, if any; ``zeroshot``: mean of acc over
+      the ``zeroshot_tasks``, or None, and ``zeroshot_stderr``;
     - ``recovered``: by name of the measurement the share that came back;
     - ``sparsity``, 0 to 1, of the linears in decoder blocks, and ``bytes_packed``;
     - ``minutes`` of all stages up to this one, ``stage_minutes`` of this one alone,
@@ -174,6 +175,7 @@ def _row(evaluated: _Evaluated, shares: dict[str, float]) -> Row:
         "perplexity": {name: found for name, found in results.items() if "nats" in found},
         "tasks": {name: found for name, found in results.items() if "nats" not in found},
         "zeroshot": zeroshot and zeroshot["metrics"]["acc"],
+        "zeroshot_stderr": zeroshot and zeroshot["metrics"].get("acc_stderr"),
         "zeroshot_tasks": zeroshot["tasks"] if zeroshot else [],
         "recovered": shares,
         "sparsity": model.get("sparsity"),

@@ -179,6 +179,7 @@ def parse_n_of_m(pattern: Any) -> tuple[int, int] | None:
 
 SourceFormat = Literal["auto", "text", "chat", "alpaca", "completion", "preference"]
 Length = Annotated[int, Field(ge=8)] | Literal["auto"]
+BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_at_commas), Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
@@ -503,7 +504,7 @@ class EvalConfig(Section):
     tasks: Names = Field(
         ("perplexity",),
         min_length=1,
-        description="perplexity, zeroshot, next-line, or tasks of lm-evaluation-harness",
+        description="perplexity, zeroshot, mmlu, next-line, or tasks of lm-evaluation-harness",
     )
     stages: Annotated[
         tuple[Literal["dense", "prune", "finetune", "merge"], ...], BeforeValidator(_at_commas)
@@ -516,9 +517,20 @@ class EvalConfig(Section):
     perplexity: PerplexityConfig = Field(
         default_factory=PerplexityConfig, description="The text whose perplexity is measured"
     )
-    num_fewshot: int = Field(0, ge=0, description="Solved examples before each question")
+    num_fewshot: int | None = Field(
+        None,
+        ge=0,
+        description="Solved examples before each question; default: what the task's file says, "
+        "else 5 for mmlu and none for others",
+    )
+    chat_template: bool = Field(
+        False, description="Put each question to the model in its tokenizer's chat template"
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many questions of a task")
-    batch_size: int = Field(8, ge=1, description="Sequences at once")
+    batch_size: BatchSize = Field(
+        "auto",
+        description="Sequences at once; auto: as many as the GPU's memory holds, 8 on a CPU",
+    )
     task_folder: Text | None = Field(None, description="Folder with task YAMLs of your own")
     data_folder: Text | None = Field(
         None, description="Folder with copies of hub data sets: DATA_FOLDER/owner/name/…"

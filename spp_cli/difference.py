@@ -37,6 +37,8 @@ _OF_STAGE = {"prune": "pruning", "finetune": "training", "merge": "other", "eval
 _OF_INPUT = {
     "model": "model",
     "text": "evaluation",
+    "tasks": "evaluation",
+    "copies": "evaluation",
     "calibration": "calibration",
     "data": "training",
     "validation": "training",
@@ -48,7 +50,7 @@ _OF_FACT = {  # what finished stages tell of themselves that is no setting
     ("finetune", "validation"): "training",
     ("finetune", "rows_per_step"): "training",
 }
-_OF_TASK = ("harness", "version", "num_fewshot", "samples")
+_OF_TASK = ("harness", "version", "num_fewshot", "samples", "chat_template", "data")
 Found = tuple[str, str, Any, Any]  # kind, key, value of a, value of b
 
 

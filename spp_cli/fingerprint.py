@@ -184,6 +184,16 @@ def folder_digest(folder: str | Path, names: Iterable[str], cache: Path | None =
     return sha256(canonical_json(files))
 
 
+def listing_digest(folder: Path) -> str:
+    """Return the SHA-256 over the names, sizes and times of change of all files in a folder.
+
+    It is another one if a file may be; none is read.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    listing = [[str(file.relative_to(folder)), *_size_and_time(file)] for file in files]
+    return sha256(canonical_json(listing))
+
+
 def _size_and_time(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]

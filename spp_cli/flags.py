@@ -173,11 +173,12 @@ _EVAL = (
     Flag("Evaluation", "eval.stages", "--stage"),
     Flag("Evaluation", "eval.limit"),
     Flag("Evaluation", "eval.num_fewshot"),
+    Flag("Evaluation", "eval.chat_template"),
     Flag("Evaluation", "eval.batch_size"),
     Flag("Evaluation", "eval.perplexity.source", "--text"),
     Flag("Evaluation", "eval.perplexity.sequence_length"),
     Flag("Evaluation", "eval.task_folder"),
-    Flag("Evaluation", "eval.data_folder"),
+    Flag("Evaluation", "eval.data_folder", "--from"),
 )
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
@@ -191,6 +192,13 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
     "merge": (*_MERGE, *_DEVICE, *_RUN),
     "eval": (*_EVAL, *_DEVICE, *_RUN),
+    "data check": (
+        Flag("Evaluation", "eval.tasks"),
+        Flag("Evaluation", "eval.num_fewshot"),
+        Flag("Evaluation", "eval.task_folder"),
+        Flag("Evaluation", "eval.data_folder", "--from"),
+        Flag("Model", "model.path", "--model"),
+    ),
     "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
     "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }

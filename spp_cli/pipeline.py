@@ -13,7 +13,13 @@ from typing import Any
 from spp_cli import processes
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError, ModelError, SppError
-from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest, full_disk_errors
+from spp_cli.fingerprint import (
+    Fingerprint,
+    Manifest,
+    folder_digest,
+    full_disk_errors,
+    listing_digest,
+)
 from spp_cli.memory import peak_memory
 from spp_cli.progress import Reporter, Silent
 from spp_cli.settings import dump_yaml
@@ -263,6 +269,8 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
     settings = {**everything[stage]}
     for key in ("offload", "report_to", "check_mask_every"):
         settings.pop(key, None)
+    if stage == "eval":
+        settings.pop("batch_size")
     if stage == "prune" and settings["allocation"]["name"] == "globs":
         # The first glob that matches counts: here the order of keys decides, and must be seen.
         settings["allocation"] = [list(item) for item in settings["allocation"].items()]
@@ -284,6 +292,12 @@ def _inputs(
     }.get(stage, ("", "", ""))
     if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
         inputs[name] = digest
+    tasks, copies = config.eval.task_folder, config.eval.data_folder
+    if stage == "eval" and tasks and (digest := source_digest(tasks, "test", demo=False)):
+        inputs["tasks"] = digest
+    if stage == "eval" and copies:
+        # It may hold far more than is read: results are kept by what is (``evaluation.results``).
+        inputs["copies"] = listing_digest(Path(copies).expanduser())
     held_out = config.finetune.data.validation_source if stage == "finetune" else None
     if held_out and (digest := source_digest(held_out, "validation", demo=demo, cache=cache)):
         inputs["validation"] = digest

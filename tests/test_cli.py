@@ -55,7 +55,7 @@ def test_help_is_there_and_needs_no_torch(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", sorted(FLAGS))
 def test_every_option_has_its_help_and_its_panel(command: str) -> None:
-    text = spp(command, "--help").stdout
+    text = spp(*command.split(), "--help").stdout
     flat = " ".join(text.replace("│", " ").split())
     for flag in FLAGS[command]:
         assert flag.description

@@ -2,6 +2,7 @@
 
 from spp_cli.commands.calibrate import CALIBRATE
 from spp_cli.commands.compare import COMPARE
+from spp_cli.commands.data import DATA_CHECK
 from spp_cli.commands.diff import DIFF
 from spp_cli.commands.folders import UNPACK, VERIFY
 from spp_cli.commands.plan import PLAN
@@ -9,7 +10,7 @@ from spp_cli.commands.report import REPORT
 from spp_cli.commands.stages import EVAL, FINETUNE, MERGE, PRUNE, RUN
 from spp_cli.commands.status import STATUS
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "GROUPS"]
 
 COMMANDS = (
     CALIBRATE,
@@ -17,6 +18,7 @@ COMMANDS = (
     FINETUNE,
     MERGE,
     EVAL,
+    DATA_CHECK,
     RUN,
     PLAN,
     STATUS,
@@ -26,3 +28,4 @@ COMMANDS = (
     VERIFY,
     UNPACK,
 )
+GROUPS = {"data": "Look after the data sets that tasks and texts come from."}

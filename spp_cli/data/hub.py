@@ -7,7 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ from spp_cli.data.files import Row, read_rows
 from spp_cli.data.tables import Table
 from spp_cli.errors import DataError
 
-__all__ = ["HubSet", "hub_rows", "hub_stream", "hub_table", "offline_if_unreachable"]
+__all__ = [
+    "HubSet",
+    "hub_rows",
+    "hub_stream",
+    "hub_table",
+    "offline_if_unreachable",
+    "place_in_copy",
+    "splits_at_hand",
+]
 
 PATIENCE = 5.0  # seconds to wait for the hub's first answer
 _SHUFFLED_AT_ONCE = 10_000  # rows of a stream; a few megabytes, so that the first come soon
@@ -130,10 +138,15 @@ def _load(wanted: HubSet, folder: Path | None, *, streaming: bool = False) -> An
     if folder is None:
         with _or_no_connection():
             return datasets.load_dataset(wanted.name, wanted.subset, **how)
-    subset = wanted.subset
-    if subset and (folder / subset).is_dir() and not (folder / "README.md").is_file():
-        folder, subset = folder / subset, None  # only the README tells datasets of subsets
+    folder, subset = place_in_copy(folder, wanted.subset)
     return datasets.load_dataset(str(folder), subset, **how)
+
+
+def place_in_copy(folder: Path, subset: str | None) -> tuple[Path, str | None]:
+    """Return folder and subset by which ``datasets`` finds a subset of a copy of a data set."""
+    if subset and (folder / subset).is_dir() and not (folder / "README.md").is_file():
+        return folder / subset, None  # only the README tells datasets of subsets
+    return folder, subset
 
 
 @contextmanager
@@ -160,15 +173,44 @@ def offline_if_unreachable() -> Iterator[bool]:
         yield False
         return
     reachable = _answers(constants.ENDPOINT)
-    # Both libraries read their switch from the environment on import, and look at it at each use.
-    switches = [(constants, "HF_HUB_OFFLINE"), (config, "HF_HUB_OFFLINE")]
-    try:
-        for module, name in switches:
-            setattr(module, name, not reachable)
+    with nullcontext() if reachable else offline():
         yield reachable
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Run a block from what is on this machine, the hub's cache included."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    # Both libraries read their switch from the environment on import, and look at it at each use.
+    modules: tuple[Any, ...] = (constants, config)
+    switches = [(module, module.HF_HUB_OFFLINE) for module in modules]
+    try:
+        for module, _ in switches:
+            module.HF_HUB_OFFLINE = True
+        yield
     finally:
-        for module, name in switches:
-            setattr(module, name, False)
+        for module, before in switches:
+            module.HF_HUB_OFFLINE = before
+
+
+def splits_at_hand(path: str, subset: str | None, **how: Any) -> set[str]:
+    """Return the splits of a data set in a folder or in the hub's cache; reads none of its rows.
+
+    ``how`` is what else ``datasets.load_dataset`` would be given.
+
+    Raises:
+        DataError: it is not there, or has no such subset.
+    """
+    import datasets
+
+    try:
+        with offline():
+            builder = datasets.load_dataset_builder(path, subset, **how)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(" ".join(str(error).split()).rstrip(".")) from error
+    return set(map(str, builder.config.data_files or builder.info.splits or ()))
 
 
 def _answers(endpoint: str) -> bool:

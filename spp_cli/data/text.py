@@ -22,6 +22,7 @@ __all__ = [
     "Use",
     "find",
     "how_to_supply",
+    "hub_set",
     "load_texts",
     "named",
     "refuse_hub_keys",
@@ -88,7 +89,7 @@ def _documents(config: TextConfig, source: str, use: Use, data_folder: str | Non
     if path:
         return _texts_of_path(path, config.field, section)
     rows = hub_rows(
-        wanted := _hub_set(config, source, use),
+        wanted := hub_set(config, source, use),
         data_folder=data_folder,
         remedy=how_to_supply(wanted.name, section),
     )
@@ -109,7 +110,8 @@ def refuse_hub_keys(config: TextConfig, section: str) -> None:
         )
 
 
-def _hub_set(config: TextConfig, source: str, use: Use) -> HubSet:
+def hub_set(config: TextConfig, source: str, use: Use) -> HubSet:
+    """Return the part of a hub data set that ``source`` names, c4 and wikitext2 as published."""
     split = "train" if use == "calibration" else use
     if source == "c4":
         return _C4_TRAIN if split == "train" else _C4_HELD_OUT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,27 +17,25 @@ from spp_cli.data.hub import offline_if_unreachable
 from spp_cli.errors import ConfigError, DataError
 from spp_cli.evaluation.scorer import replaced
 
-__all__ = ["reading_from"]
+__all__ = ["Source", "data_folder", "needed_splits", "reading_from"]
 
 FILE_READERS = ("arrow", "csv", "json", "parquet", "text")  # data set names that are no hub ids
 UNREADABLE = (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError)
 
 
 @contextmanager
-def reading_from(config: EvalConfig) -> Iterator[None]:
+def reading_from(config: EvalConfig, shots: Callable[[Any], int]) -> Iterator[None]:
     """Let tasks that are made in this context read the copies in ``config.data_folder``.
 
     A copy of the hub's owner/name stands in DATA_FOLDER/owner/name as it does on the hub: Parquet,
     JSON lines or CSV, a subset in a folder of its name or as README.md says. What has no copy is
-    read from the hub or from its cache.
+    read from the hub or from its cache. ``shots`` tells how many solved examples a task shows.
 
     Raises:
         ConfigError: ``config.data_folder`` is not a folder, or a task has no data set.
         DataError: a data set cannot be read, from anywhere, or lacks a split that the task needs.
     """
-    folder = Path(config.data_folder).expanduser() if config.data_folder else None
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"eval.data_folder is {config.data_folder!r}, which is not a folder")
+    folder = data_folder(config)
     # Every YAML task of the harness, alone or in a group, gets its data from this one method.
     original = ConfigurableTask.download
     lasting = ExitStack()
@@ -54,7 +52,7 @@ def reading_from(config: EvalConfig) -> Iterator[None]:
             raise ConfigError(
                 f"task {task.task_name} has no dataset_path: where are its questions?"
             )
-        source = _Source(task.DATASET_PATH, task.DATASET_NAME, folder)
+        source = Source(task.DATASET_PATH, task.DATASET_NAME, folder)
         reachable = not source.is_on_hub or hub_answers()
         try:
             task.DATASET_PATH, task.DATASET_NAME, directory = source.arguments()
@@ -62,14 +60,26 @@ def reading_from(config: EvalConfig) -> Iterator[None]:
         except UNREADABLE as error:
             reason = source.explain(error, reachable)
             raise DataError(f"task {task.task_name}: {reason}") from error
-        _settle_splits(task, source, config.num_fewshot)
+        _settle_splits(task, source, shots(task))
 
     with lasting, replaced(ConfigurableTask, "download", download):
         yield
 
 
+def data_folder(config: EvalConfig) -> Path | None:
+    """Return the folder with copies of data sets, if one is configured.
+
+    Raises:
+        ConfigError: it is not a folder.
+    """
+    folder = Path(config.data_folder).expanduser() if config.data_folder else None
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"eval.data_folder is {config.data_folder!r}, which is not a folder")
+    return folder
+
+
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A data set as a task names it: a hub id, a folder, or a reader of files such as "json"."""
 
     path: str
@@ -115,17 +125,30 @@ class _Source:
         )
 
 
-def _settle_splits(task: Any, source: _Source, num_fewshot: int) -> None:
-    """Check that the split to evaluate is there; do without others where no examples are shown."""
+def needed_splits(config: Any, shots: int) -> list[str]:
+    """Return the splits that a task reads, by its configuration: questions, then examples."""
+    examples = config.fewshot_config.split or config.training_split or config.validation_split
+    shown = examples if shots and not config.fewshot_config.samples else None
+    return list(dict.fromkeys(filter(None, (_evaluated_split(config), shown))))
+
+
+def _evaluated_split(config: Any) -> str | None:
+    return config.test_split or config.validation_split
+
+
+def _settle_splits(task: Any, source: Source, shots: int) -> None:
+    """Check that the splits to read are there; do without others."""
     config = task.config
-    evaluated = config.test_split or config.validation_split
-    for key in ("training_split", "validation_split", "test_split"):
-        split = getattr(config, key)
-        if split is None or split in task.dataset:
-            continue
-        if split == evaluated or num_fewshot > 0:
+    for split in needed_splits(config, shots):
+        if split not in task.dataset:
             raise DataError(
                 f"task {task.task_name}: data set {source} has no split {split!r}, "
                 f"only {', '.join(task.dataset)}. Add the files of that split"
             )
-        setattr(config, key, None)
+    for owner, key in (
+        (config, "training_split"),
+        (config, "validation_split"),
+        (config.fewshot_config, "split"),
+    ):
+        if getattr(owner, key) not in task.dataset:
+            setattr(owner, key, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from spp_cli.data.tokens import check_vocabulary
 from spp_cli.errors import DataError, NumericalError
+from spp_cli.evaluation.batches import within_memory
 from spp_cli.progress import Reporter
 
 __all__ = ["Perplexity", "exp_nats", "perplexity"]
@@ -30,7 +31,9 @@ class Perplexity:
     length: int  # tokens a chunk, the first of which is only context
 
 
-def perplexity(model: Any, tokens: Tensor, *, batch_size: int, reporter: Reporter) -> Perplexity:
+def perplexity(
+    model: Any, tokens: Tensor, *, batch_size: int | Literal["auto"], reporter: Reporter
+) -> Perplexity:
     """Return the perplexity of a causal language model on chunks of a text.
 
     Every chunk stands alone; its first token is given, the others are predicted. The mean is over
@@ -40,7 +43,7 @@ def perplexity(model: Any, tokens: Tensor, *, batch_size: int, reporter: Reporte
     Args:
         model: a transformers model whose call gives ``logits`` (batch, length, vocabulary).
         tokens: (chunks, length), token ids.
-        batch_size: the most chunks in one forward pass.
+        batch_size: the most chunks in one forward pass; "auto": as many as memory holds.
 
     Raises:
         DataError: there is no token to predict.
@@ -55,26 +58,36 @@ def perplexity(model: Any, tokens: Tensor, *, batch_size: int, reporter: Reporte
         )
     check_vocabulary(int(tokens.max()), model.config)
     vocabulary = model.config.get_text_config().vocab_size
-    rows = max(1, min(batch_size, LOGITS_AT_ONCE // (length * vocabulary)))
-    total, done = 0.0, 0
+    most = max(1, LOGITS_AT_ONCE // (length * vocabulary))
+    losses: list[float] = []  # in nats, of each chunk that is done
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), reporter.task(f"perplexity@{length}", chunks, "chunks") as task:
-            for batch in tokens.split(rows):
-                losses = _losses(model, batch.to(model.device)).tolist()
-                for offset, loss in enumerate(losses, start=1):
-                    if not math.isfinite(loss):
-                        raise NumericalError(
-                            f"the loss of chunk {done + offset} of {chunks} is {loss}: the model "
-                            "computes NaN or infinity. Try --dtype float32, or check its weights"
-                        )
-                total, done = total + sum(losses), done + len(losses)
-                task.advance(len(losses), f"{exp_nats(total / (done * (length - 1))):.2f}")
+
+            def measure(rows: int) -> None:
+                for batch in tokens[len(losses) :].split(rows):
+                    found = _losses(model, batch.to(model.device)).tolist()
+                    _refuse_infinite(found, len(losses), chunks)
+                    losses.extend(found)
+                    so_far = exp_nats(sum(losses) / (len(losses) * (length - 1)))
+                    task.advance(len(found), f"{so_far:.2f}")
+
+            within_memory(measure, batch_size, model.device, most=most)
     finally:
         model.train(training)
     predicted = chunks * (length - 1)
-    return Perplexity(exp_nats(total / predicted), total / predicted, predicted, length)
+    nats = sum(losses) / predicted
+    return Perplexity(exp_nats(nats), nats, predicted, length)
+
+
+def _refuse_infinite(losses: list[float], done: int, chunks: int) -> None:
+    for number, loss in enumerate(losses, start=done + 1):
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"the loss of chunk {number} of {chunks} is {loss}: the model "
+                "computes NaN or infinity. Try --dtype float32, or check its weights"
+            )
 
 
 def _losses(model: Any, batch: Tensor) -> Tensor:

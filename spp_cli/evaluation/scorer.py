@@ -11,7 +11,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from lm_eval.api.model import CacheHook
@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from spp_cli.errors import DataError, NumericalError
+from spp_cli.evaluation.batches import within_memory
 from spp_cli.progress import Reporter, Task
 
 __all__ = ["ReportingScorer", "quiet_harness", "replaced"]
@@ -27,40 +28,57 @@ TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 class ReportingScorer(HFLM):
-    """lm-evaluation-harness's scorer of transformers models, with a reporter instead of tqdm."""
+    """lm-evaluation-harness's scorer of transformers models, with a reporter instead of tqdm.
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, reporter: Reporter) -> None:
+    ``batch_size`` "auto" is found for each task by itself, and halved where memory runs out: the
+    harness's own way tries one batch, and gives up where a later one needs more.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, batch_size: int | Literal["auto"], reporter: Reporter
+    ) -> None:
         tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token
         # This warning, of transformers, says less than the one below.
         tokenizer.deprecation_warnings[TOO_LONG] = True
         super().__init__(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="causal",
-            batch_size=batch_size,
-            softmax_dtype="float32",
+            pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32"
         )
         self.reporter = reporter
         self.title = ""  # name of the task whose progress is shown
+        self._asked_batch_size = batch_size
+        self._is_told = False  # that texts are cut
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return (log-likelihood in nats, whether greedy gives it) for each (context, answer)."""
-        with self._progress(len(requests)):
-            answers = super().loglikelihood(requests, disable_tqdm=True)
+        answers = self._answers(super().loglikelihood, requests)
         self._refuse_nan(value for value, _ in answers)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return the log-likelihood in nats of each whole text."""
-        with self._progress(len(requests)):
-            answers = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        answers = self._answers(super().loglikelihood_rolling, requests)
         self._refuse_nan(answers)
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return what the model writes after each prompt."""
-        with self._progress(len(requests)):
-            return super().generate_until(requests, disable_tqdm=True)
+        return self._answers(super().generate_until, requests)
+
+    def _answers(self, method: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
+        """Return what a method of the harness gives, in batches that memory holds."""
+        with self.reporter.task(self.title, len(requests), "requests") as task:
+            answered = _Answered(task)
+
+            def measure(batch_size: int) -> list[Any]:
+                self.batch_size_per_gpu = batch_size
+                answered.begin()
+                return method(requests, disable_tqdm=True)
+
+            self.set_cache_hook(answered)
+            try:
+                return within_memory(measure, self._asked_batch_size, self.device)
+            finally:
+                self.set_cache_hook(CacheHook(None))
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **options: Any) -> list[Any]:
         """Score token ids; say what the model's context is too short for."""
@@ -72,7 +90,8 @@ class ReportingScorer(HFLM):
             )
         room = self.max_length + 1  # the last token is predicted and never read
         cut = sum(len(context) + len(answer) > room for _, context, answer in requests)
-        if cut:
+        if cut and not self._is_told:
+            self._is_told = True
             self.reporter.warn(
                 f"{self.title}: {cut} of {len(requests)} texts are longer than the model's context "
                 f"of {self.max_length} tokens and lose their beginning"
@@ -86,15 +105,6 @@ class ReportingScorer(HFLM):
                 "Try --dtype float32, or check its weights"
             )
 
-    @contextmanager
-    def _progress(self, requests: int) -> Iterator[None]:
-        with self.reporter.task(self.title, requests, "requests") as task:
-            self.set_cache_hook(_Answered(task))
-            try:
-                yield
-            finally:
-                self.set_cache_hook(CacheHook(None))
-
 
 class _Answered(CacheHook):
     """Counts answers: the harness hands each one to its hook for caches as soon as it is there."""
@@ -102,9 +112,17 @@ class _Answered(CacheHook):
     def __init__(self, task: Task) -> None:
         super().__init__(None)
         self._task = task
+        self._shown = self._found = 0
+
+    def begin(self) -> None:
+        """Count from the first answer again; what was shown stays shown."""
+        self._found = 0
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        self._task.advance(1)
+        self._found += 1
+        if self._found > self._shown:
+            self._shown += 1
+            self._task.advance(1)
 
 
 class _NoBar(tqdm):

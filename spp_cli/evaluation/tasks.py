@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,59 @@ from spp_cli.errors import ConfigError
 from spp_cli.evaluation import next_line
 from spp_cli.evaluation.data_sets import reading_from
 from spp_cli.evaluation.scorer import quiet_harness
+from spp_cli.fingerprint import sha256
 
-__all__ = ["find_tasks", "load_task"]
+__all__ = ["LoadedTask", "find_tasks", "load_task", "shots_of"]
 
+SHOTS = {"mmlu": 5}  # as published, where neither the task's file nor the user says how many
 FEWSHOT_SEED = 1234  # the harness's own default
 UNUSABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task that was asked for, or the tasks of a group, with their data.
+
+    ``tasks`` and ``groups`` are the harness's objects by name.
+    """
+
+    name: str
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+
+    def begin(self) -> dict[str, Any]:
+        """Return what ``lm_eval.evaluator.evaluate`` takes; the lot for examples begins anew."""
+        for task in self.tasks.values():
+            task.set_fewshot_seed(FEWSHOT_SEED)
+        return {"tasks": self.tasks, "groups": self.groups}
+
+    @cached_property
+    def data_digests(self) -> dict[str, str]:
+        """The SHA-256, in hex, of each task's questions and of the examples that it may show."""
+        return {name: _digest(_documents(task)) for name, task in self.tasks.items()}
+
+    def data_digest(self, name: str) -> str:
+        """Return the digest of one task's data, or of a group's."""
+        if name in self.tasks:
+            return self.data_digests[name]
+        members = sorted(task.task_name for task in self.groups[name].get_all_tasks())
+        return sha256("".join(self.data_digests[member] for member in members))
+
+    def definition(self) -> str:
+        """Return, as JSON, all that decides the scores but the data.
+
+        That is version, prompts, examples shown, metrics and what is made of them, functions with
+        the source code of their whole file.
+        """
+        tasks = {
+            name: [str(task.VERSION), _without_data(vars(task.config))]
+            for name, task in self.tasks.items()
+        }
+        groups = {
+            name: [group.version, group.child_names, group.aggregate_metric_list]
+            for name, group in self.groups.items()
+        }
+        return json.dumps([tasks, groups], sort_keys=True, default=_plain)
 
 
 def find_tasks(names: Sequence[str], folder: str | None) -> TaskManager:
@@ -54,17 +106,17 @@ def _index(folder: Path | None, with_harness: bool) -> TaskManager:
         return TaskManager(include_path=folder, include_defaults=with_harness)
 
 
-def load_task(name: str, index: TaskManager, config: EvalConfig) -> dict[str, Any]:
-    """Return a task, or the tasks of a group, as ``lm_eval.evaluator.evaluate`` takes them.
+def load_task(name: str, index: TaskManager, config: EvalConfig) -> LoadedTask:
+    """Return a task, or the tasks of a group, with their data.
 
     Raises:
         ConfigError: the task cannot run here.
         DataError: its data cannot be read.
     """
     if name == next_line.NAME:
-        return {"tasks": {name: next_line.task()}, "groups": {}}
+        return LoadedTask(name, {name: next_line.task()}, {})
     try:
-        with reading_from(config):
+        with reading_from(config, lambda task: shots_of(task.config, name, config.num_fewshot)):
             loaded = index.load([name])
     except (*UNUSABLE, jinja2.TemplateError) as error:
         raise ConfigError(f"task {name} cannot be set up: {_one_line(error)}") from error
@@ -73,10 +125,54 @@ def load_task(name: str, index: TaskManager, config: EvalConfig) -> dict[str, An
             raise ConfigError(f"task {task_name} runs code that the model writes; spp does not")
         if getattr(task, "MULTIMODAL", False):
             raise ConfigError(f"task {task_name} needs a model that sees or hears")
-        if task.get_config("num_fewshot") != 0:  # a task that says 0 has no examples to show
-            task.set_config("num_fewshot", config.num_fewshot)
-        task.set_fewshot_seed(FEWSHOT_SEED)
-    return loaded
+        task.set_config("num_fewshot", shots_of(task.config, name, config.num_fewshot))
+    return LoadedTask(name, loaded["tasks"], loaded["groups"])
+
+
+def shots_of(task_config: Any, name: str, asked: int | None) -> int:
+    """Return how many solved examples a task shows that was asked for by ``name``.
+
+    That is its own or a group's. A task whose file says 0 has none to show, whatever is asked.
+    """
+    own: int | None = task_config.num_fewshot
+    if own == 0 or (asked is None and own is not None):
+        return own
+    return SHOTS.get(name, 0) if asked is None else asked
+
+
+def _documents(task: Any) -> Iterator[Any]:
+    yield from task.eval_docs
+    if task.config.num_fewshot:
+        yield from task.fewshot_docs()
+
+
+def _digest(documents: Iterator[Any]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _without_data(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's configuration without what tells where its data lie, not what is asked."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in ("custom_dataset", "metadata")
+        and not key.startswith("dataset_")
+        and not key.endswith("split")
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return what stands in JSON for a function, or for a part of a configuration."""
+    if not callable(value):
+        return _without_data(vars(value)) if is_dataclass(value) else str(value)
+    try:
+        source = Path(inspect.getfile(value)).read_text()
+    except (OSError, TypeError):  # built in
+        source = ""
+    return [value.__qualname__, source]
 
 
 def _one_line(error: BaseException) -> str:

@@ -67,8 +67,14 @@ def measured(rows: Iterable[Row]) -> list[str]:
 
 
 def headline(rows: Sequence[Row]) -> list[str]:
-    """Return those of ``measured`` by which a model is judged: of a task acc, or what it has."""
-    names = measured(rows)
+    """Return those of ``measured`` by which a model is judged: of a task acc, or what it has.
+
+    Members of a group, such as the 57 of mmlu, are left to be asked for.
+    """
+    members = {
+        name for row in rows for name, task in row["tasks"].items() if task.get("group") is not None
+    }
+    names = [name for name in measured(rows) if name.rpartition(".")[0] not in members]
     return [
         name
         for name in names
@@ -108,7 +114,8 @@ def _perplexities(row: Row) -> dict[str, Any]:
 
 
 def _scores(row: Row) -> dict[str, Any]:
-    found = {} if row["zeroshot"] is None else {"zeroshot": row["zeroshot"]}
+    means = {name: row.get(name) for name in ("zeroshot", f"zeroshot{_ERROR}")}
+    found = {name: mean for name, mean in means.items() if mean is not None}
     for name, task in row["tasks"].items():
         found |= {f"{name}.{metric}": value for metric, value in task["metrics"].items()}
     return found

@@ -21,6 +21,7 @@ __all__ = [
     "table",
     "trials_table",
     "verify_table",
+    "whereabouts_table",
 ]
 
 TITLES = {"dense": "dense", "prune": "pruned", "finetune": "finetuned", "merge": "merged"}
@@ -51,12 +52,18 @@ def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[
     """Return header and rows of an evaluation: dense | pruned | finetuned | merged | recovered.
 
     ``document`` is a results.json: ``models`` with the results of each, and ``recovered``, the
-    share of what pruning lost that came back.
+    share of what pruning lost that came back. Of a group its own row is shown and those of its
+    direct members.
     """
     models: Mapping[str, Any] = document["models"]
     shares = list(document.get("recovered", {}).values())
     share: Mapping[str, float] = shares[-1] if shares else {}
-    tasks = dict.fromkeys(task for model in models.values() for task in model["results"])
+    tasks = dict.fromkeys(
+        task
+        for model in models.values()
+        for task in model["results"]
+        if not _is_deep(task, model["results"])
+    )
     rows = [
         ["sparsity", *(_number(model.get("sparsity"), 4) for model in models.values()), ""],
         [
@@ -72,6 +79,12 @@ def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[
             rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
     header = ["", *(TITLES.get(name, name) for name in models), "recovered" if share else ""]
     return header, rows
+
+
+def _is_deep(task: str, results: Mapping[str, Any]) -> bool:
+    """Whether a task is in a group that is in a group: of mmlu's 61 members 57 are."""
+    group = results[task].get("group")
+    return results.get(group, {}).get("group") is not None
 
 
 def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
@@ -283,3 +296,23 @@ def verify_table(report: Mapping[str, Any]) -> str:
     sums = [str(sum(layer[key] for layer in report["layers"])) for key in ("violations", "filled")]
     overall = ["all", "", f"{report['sparsity']:.4f}", *sums]
     return table(["layer", "shape", "sparsity", "violations", "filled"], [*rows, overall])
+
+
+def whereabouts_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return where each data set lies, one a line, and below what to do about those missing.
+
+    Each has ``use``, ``data_set``, ``subsets``, ``state``, ``place``, ``problem`` and ``remedy``.
+    """
+    rows = []
+    for each in found:
+        subsets = each["subsets"]
+        which = f" ({subsets[0] if len(subsets) == 1 else f'{len(subsets)} subsets'})"
+        where = {"cache": "in the hub's cache", "copy": f"copy in {each['place']}"}
+        state = where.get(each["state"], each["state"])
+        rows.append([each["use"], each["data_set"] + which * bool(subsets), state])
+    lines = [
+        f"{each['use']}: {each['problem']}\n    {each['remedy']}"
+        for each in found
+        if each["state"] == "missing"
+    ]
+    return "\n\n".join([table(["for", "data set", "at hand"], rows), *lines])

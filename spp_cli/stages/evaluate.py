@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from spp_cli.adapters.adapter import AdaptedLinear
-from spp_cli.config import EvalConfig, SppConfig
-from spp_cli.data.stdlib import missing_modules
-from spp_cli.data.tokens import TokenSet, evaluation_tokens, resolve_length
+from spp_cli.config import SppConfig
 from spp_cli.errors import WorkspaceError
-from spp_cli.evaluation.harness import (
-    ZEROSHOT,
-    TaskResult,
-    check_tasks,
-    evaluate_tasks,
-    expand_tasks,
-    harness_version,
-    zeroshot_mean,
-)
-from spp_cli.evaluation.perplexity import perplexity
-from spp_cli.fingerprint import canonical_json, sha256, write_json
-from spp_cli.models.checkpoint import Checkpoint, is_demo_family
-from spp_cli.models.decoder import Decoder
-from spp_cli.models.loading import (
-    compute_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-)
+from spp_cli.evaluation.results import FIGURES, LoadModel, Measure, Subject
+from spp_cli.fingerprint import write_json
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.loading import compute_dtype, load_model, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
 from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
 
-__all__ = ["RESULTS", "evaluate_folder", "evaluation_text", "loader", "run"]
-
-LoadModel = Callable[[], PreTrainedModel]
+__all__ = ["RESULTS", "evaluate_folder", "loader", "run"]
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
@@ -60,17 +37,17 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         )
     earlier = _read(sources.stages.get("eval"))
     models = {}
+    measure = Measure(config, sources.cache, reporter)
     for stage in ("dense", "prune", "finetune", "merge"):
         digest = sources.digests.get(stage)
         before = earlier.get(stage, {})
         results = before.get("results", {}) if before.get("digest") == digest else {}
-        figures = {key: before[key] for key in _FIGURES if results and key in before}
+        figures = {key: before[key] for key in FIGURES if results and key in before}
         if stage in wanted:
             assert digest is not None
-            measure = _Measure(config, stage, digest, sources.cache, reporter)
             # An adapter's folder holds no tokenizer: its base's does.
             folder = present["prune" if stage == "finetune" else stage]
-            found, figures = measure(folder, loader(config, sources, stage))
+            found, figures = measure(Subject(stage, digest, folder, loader(config, sources, stage)))
             results = {**results, **found}
         if results:
             models[stage] = {"digest": digest, **figures, "results": results}
@@ -82,8 +59,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Return the results of any model folder, in the form of one model of results.json."""
     checkpoint = Checkpoint(folder)
-    measure = _Measure(config, folder.name, "", None, reporter)
-    results, figures = measure(folder, lambda: _plain(config, checkpoint))
+    subject = Subject(folder.name, "", folder, lambda: _plain(config, checkpoint))
+    results, figures = Measure(config, None, reporter)(subject)
     return {"format": 1, "models": {str(folder): {**figures, "results": results}}, "recovered": {}}
 
 
@@ -109,139 +86,6 @@ def _plain(config: SppConfig, checkpoint: Checkpoint) -> PreTrainedModel:
     trusted = config.model.trust_remote_code
     dtype = compute_dtype(device)
     return load_model(checkpoint, dtype=dtype, trust_remote_code=trusted).to(device)
-
-
-_FIGURES = ("sparsity", "parameters", "nonzero_parameters")
-
-
-class _Measure:
-    """Measures one model in all tasks, loading it only if the cache lacks a result."""
-
-    def __init__(
-        self, config: SppConfig, name: str, digest: str, cache: Path | None, reporter: Reporter
-    ) -> None:
-        self._config = config
-        self._name = name
-        self._digest = digest
-        self._cache = cache
-        self._reporter = reporter
-        self._model: PreTrainedModel | None = None
-
-    def __call__(self, folder: Path, load: LoadModel) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return results by task, and figures of the model itself.
-
-        ``folder`` holds config and tokenizer of the model that ``load`` returns.
-        """
-        settings = self._config.eval
-        trusted = self._config.model.trust_remote_code
-        tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-        demo = is_demo_family(folder)
-        if demo and (missing := missing_modules("test")):
-            self._reporter.warn(
-                f"this Python lacks {', '.join(missing)} of the embedded model's test text; "
-                "its numbers do not compare with those of other machines"
-            )
-        tasks = [task for task in settings.tasks if task != "perplexity"]
-        names = expand_tasks(tasks)
-        if names:
-            check_tasks(names, settings)
-
-        def model() -> PreTrainedModel:
-            if self._model is None:
-                self._reporter.say(f"eval: {self._name}")
-                self._model = load()
-            return self._model
-
-        results: dict[str, Any] = {}
-        if "perplexity" in settings.tasks:
-            tokens = evaluation_text(settings, tokenizer, folder, demo)
-            length = tokens.tokens.shape[1]
-            results[f"perplexity@{length}"] = self._remembered(
-                {"task": "perplexity", "tokens": tokens.digest},
-                lambda: _perplexity(model(), tokens, settings, self._reporter),
-            )
-        for name in names:
-            key = {
-                "task": name,
-                "harness": harness_version(),
-                "shots": settings.num_fewshot,
-                "limit": settings.limit,
-                "folders": [settings.task_folder, settings.data_folder],
-            }
-
-            def score(name: str = name) -> dict[str, Any]:
-                found = evaluate_tasks(model(), tokenizer, [name], settings, self._reporter)
-                return {task: asdict(result) for task, result in found.items()}
-
-            # Whoever compares results must know by which harness they were counted.
-            results |= {
-                task: {**result, "harness": key["harness"]}
-                for task, result in self._remembered(key, score).items()
-            }
-        if "zeroshot" in settings.tasks:
-            mean = zeroshot_mean({name: _as_result(results[name]) for name in ZEROSHOT})
-            results["zeroshot"] = {"metrics": {"acc": mean}, "tasks": list(ZEROSHOT)}
-        figures = self._remembered({"figures": _FIGURES}, lambda: _figures(model()))
-        self._model = None
-        gc.collect()
-        return results, figures
-
-    def _remembered(self, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> Any:
-        """Return what was measured before on the same model under the same key, or measure it."""
-        if self._cache is None:
-            return measure()
-        whole = {**key, "model": self._digest, "device": self._config.model.device}
-        digest = sha256(canonical_json(whole))
-        path = self._cache / f"{digest[:32]}.json"
-        try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            pass
-        value = measure()
-        self._cache.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-        return value
-
-
-def evaluation_text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bool) -> TokenSet:
-    """Return the text that perplexity is measured on, for the model in ``folder``."""
-    length = resolve_length(
-        settings.perplexity.sequence_length,
-        load_config(folder),
-        setting="eval.perplexity.sequence_length",
-    )
-    return evaluation_tokens(
-        settings.perplexity, tokenizer, length, demo=demo, data_folder=settings.data_folder
-    )
-
-
-def _perplexity(
-    model: PreTrainedModel, tokens: TokenSet, settings: EvalConfig, reporter: Reporter
-) -> dict[str, Any]:
-    found = perplexity(model, tokens.tokens, batch_size=settings.batch_size, reporter=reporter)
-    return {**asdict(found), "source": tokens.source, "digest": tokens.digest}
-
-
-def _figures(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the sparsity of the linears in the decoder blocks, and the parameters of the whole.
-
-    An adapter's own parameters are not counted: merged, they are gone.
-    """
-    linears = Decoder(model).all_linears()
-    adapted = [item.module for item in linears if isinstance(item.module, AdaptedLinear)]
-    weights = [
-        item.module.effective_weight() if isinstance(item.module, AdaptedLinear) else item.weight
-        for item in linears
-    ]
-    zeros = sum(int(weight.eq(0).sum()) for weight in weights)
-    size = sum(weight.numel() for weight in weights)
-    extra = sum(p.numel() for layer in adapted for p in layer.adapter_parameters().values())
-    total = sum(parameter.numel() for parameter in model.parameters()) - extra
-    return {"sparsity": zeros / size, "parameters": total, "nonzero_parameters": total - zeros}
-
-
-def _as_result(found: Mapping[str, Any]) -> TaskResult:
-    return TaskResult(found["metrics"], found["samples"], found["version"], found["num_fewshot"])
 
 
 def _recovered(models: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -11,10 +11,11 @@ import torch
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import encode
 from spp_cli.errors import DataError
+from spp_cli.evaluation.results import evaluation_text
 from spp_cli.models.checkpoint import is_demo_family
 from spp_cli.models.loading import load_tokenizer, quiet
 from spp_cli.progress import Reporter
-from spp_cli.stages.evaluate import evaluation_text, loader
+from spp_cli.stages.evaluate import loader
 from spp_cli.stages.stage import Sources
 
 __all__ = ["first_lines", "samples"]

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from spp_cli.config import EvalConfig
 from spp_cli.errors import ConfigError, DataError
-from spp_cli.evaluation.harness import evaluate_tasks
+from spp_cli.evaluation.harness import evaluate_task, load_tasks
 from spp_cli.progress import Silent
 
 pytestmark = pytest.mark.slow  # the index of all tasks takes the harness some ten seconds
@@ -48,7 +48,8 @@ def copy(tmp_path):
 
 def evaluate(random_llama, tokenizer, tmp_path, **settings):
     config = EvalConfig(data_folder=str(tmp_path / "data"), **settings)
-    return evaluate_tasks(random_llama(), tokenizer, ["openbookqa"], config, Silent())["openbookqa"]
+    (task,) = load_tasks(["openbookqa"], config).values()
+    return evaluate_task(random_llama(), tokenizer, task, config, Silent())["openbookqa"]
 
 
 def test_a_copy_in_the_hubs_layout_is_read_instead_of_the_hub(
@@ -85,15 +86,11 @@ def test_a_copy_that_cannot_be_read_is_named(copy, tmp_path, random_llama, token
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
-def test_data_that_cannot_be_reached_says_which_and_where_to_put_a_copy(
-    tmp_path, random_llama, tokenizer, with_folder
-):
+def test_data_that_cannot_be_reached_says_which_and_where_to_put_a_copy(tmp_path, with_folder):
     (tmp_path / "data").mkdir()
     folder = str(tmp_path / "data") if with_folder else None
     with pytest.raises(DataError) as error:
-        evaluate_tasks(
-            random_llama(), tokenizer, ["openbookqa"], EvalConfig(data_folder=folder), Silent()
-        )
+        load_tasks(["openbookqa"], EvalConfig(data_folder=folder))
     place = folder or "FOLDER"
     assert str(error.value) == (
         "task openbookqa: data set allenai/openbookqa (main) cannot be read: the hub cannot be "

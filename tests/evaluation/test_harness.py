@@ -8,18 +8,19 @@ import sys
 
 import pytest
 import torch
+from lm_eval.config.task import TaskConfig
 
 from spp_cli.config import EvalConfig
 from spp_cli.errors import ConfigError, DataError, MissingExtraError, NumericalError
 from spp_cli.evaluation.harness import (
     ZEROSHOT,
-    TaskResult,
-    check_tasks,
-    evaluate_tasks,
+    evaluate_task,
     expand_tasks,
     harness_version,
+    load_tasks,
     zeroshot_mean,
 )
+from spp_cli.evaluation.tasks import find_tasks, shots_of
 from spp_cli.progress import Silent
 
 ROWS = [
@@ -61,10 +62,18 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def log_likelihood(model, tokenizer, question, answer):
+def evaluate(model, tokenizer, names, config, reporter):
+    """Return the results of all that ``names`` stand for."""
+    results = {}
+    for task in load_tasks(names, config).values():
+        results |= evaluate_task(model, tokenizer, task, config, reporter)
+    return results
+
+
+def log_likelihood(model, tokenizer, question, answer, delimiter=" "):
     """Return the summed log-likelihood of " answer" after the question, from plain transformers."""
     known = tokenizer(question)["input_ids"]
-    whole = tokenizer(f"{question} {answer}")["input_ids"]
+    whole = tokenizer(f"{question}{delimiter}{answer}")["input_ids"]
     with torch.no_grad():
         scores = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
     return sum(scores[i - 1, whole[i]].item() for i in range(len(known), len(whole)))
@@ -75,7 +84,7 @@ def test_a_task_of_ones_own_is_scored_as_plain_transformers_would(
 ):
     model = random_llama().train()
     config = EvalConfig(task_folder=str(folder), batch_size=4)
-    found = evaluate_tasks(model, tokenizer, ["sums"], config, recorder)["sums"]
+    found = evaluate(model, tokenizer, ["sums"], config, recorder)["sums"]
 
     likelihoods = [
         [log_likelihood(model.eval(), tokenizer, row["question"], o) for o in row["options"]]
@@ -118,7 +127,7 @@ def test_texts_and_generations_are_scored_too(
     data = TASK.partition("output_type")[0].replace("FILE", str(folder / "sums.jsonl"))
     (tmp_path / "sums.yaml").write_text(f"{data}test_split: test{kind}")
     config = EvalConfig(task_folder=str(tmp_path))
-    found = evaluate_tasks(random_llama(), tokenizer, ["sums"], config, recorder)
+    found = evaluate(random_llama(), tokenizer, ["sums"], config, recorder)
     assert found["sums"].metrics[metric] >= 0
     assert recorder.bars == [("sums", 7, 7)]
     assert "".join(capfd.readouterr()) == ""
@@ -126,17 +135,68 @@ def test_texts_and_generations_are_scored_too(
 
 def test_limit_takes_the_first_questions(folder, random_llama, tokenizer):
     config = EvalConfig(task_folder=str(folder), limit=3)
-    assert (
-        evaluate_tasks(random_llama(), tokenizer, ["sums"], config, Silent())["sums"].samples == 3
-    )
+    assert evaluate(random_llama(), tokenizer, ["sums"], config, Silent())["sums"].samples == 3
 
 
 def test_examples_are_shown_when_asked_for(folder, random_llama, tokenizer):
     config = EvalConfig(task_folder=str(folder), num_fewshot=2)
     model = random_llama()
-    first = evaluate_tasks(model, tokenizer, ["sums"], config, Silent())
+    first = evaluate(model, tokenizer, ["sums"], config, Silent())
     assert first["sums"].num_fewshot == 2
-    assert first == evaluate_tasks(model, tokenizer, ["sums"], config, Silent())
+    assert first == evaluate(model, tokenizer, ["sums"], config, Silent())
+
+
+def test_a_task_that_was_scored_is_scored_the_same_again(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), num_fewshot=2)
+    (task,) = load_tasks(["sums"], config).values()
+    first, second = (
+        evaluate_task(random_llama(), tokenizer, task, config, Silent()) for _ in range(2)
+    )
+    assert first == second  # with the same examples shown
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "asked", "shown"),
+    [
+        (None, "sums", None, 0),
+        (None, "mmlu", None, 5),  # as published
+        (3, "mmlu", None, 3),
+        (3, "sums", 1, 1),
+        (None, "mmlu", 0, 0),
+        (0, "mmlu", 4, 0),  # it has none to show
+    ],
+)
+def test_examples_are_the_tasks_own_number_or_the_suites_unless_asked_for(own, name, asked, shown):
+    assert shots_of(TaskConfig(num_fewshot=own), name, asked) == shown
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+def test_a_chat_template_puts_each_question_as_the_user_does(folder, random_llama, tokenizer):
+    talking = copy.deepcopy(tokenizer)
+    talking.chat_template = CHAT + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    model = random_llama()
+    config = EvalConfig(task_folder=str(folder), chat_template=True)
+    found = evaluate(model, talking, ["sums"], config, Silent())["sums"]
+    likelihoods = [
+        [
+            log_likelihood(model, tokenizer, f"<user>{row['question']}\n<assistant>", o, "")
+            for o in row["options"]
+        ]
+        for row in ROWS
+    ]
+    assert found.metrics["acc"] == sum(v[0] == max(v) for v in likelihoods) / len(ROWS)
+    assert found.chat_template
+    plain = evaluate(model, talking, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
+    assert not plain["sums"].chat_template
+    assert plain["sums"].data == found.data
+
+
+def test_a_tokenizer_without_a_chat_template_is_an_error(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), chat_template=True)
+    with pytest.raises(ConfigError, match="the tokenizer of this model has no chat template"):
+        evaluate(random_llama(), tokenizer, ["sums"], config, Silent())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -144,7 +204,7 @@ def test_model_and_tokenizer_are_left_as_they_were(folder, random_llama, tokeniz
     model = random_llama().train(training)
     pad, tokenizer.pad_token = tokenizer.pad_token, None
     try:
-        evaluate_tasks(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
+        evaluate(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
         assert tokenizer.pad_token is None
     finally:
         tokenizer.pad_token = pad
@@ -155,7 +215,7 @@ def test_a_context_that_is_cut_is_told_once(folder, random_llama, tokenizer, rec
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = 6
     config = EvalConfig(task_folder=str(folder))
-    evaluate_tasks(random_llama(context=6), tokenizer, ["sums"], config, recorder)
+    evaluate(random_llama(context=6), tokenizer, ["sums"], config, recorder)
     assert len(recorder.warnings) == 1
     assert "".join(capfd.readouterr()) == ""
     assert "texts are longer than the model's context of 6 tokens" in recorder.warnings[0]
@@ -164,7 +224,7 @@ def test_a_context_that_is_cut_is_told_once(folder, random_llama, tokenizer, rec
 def test_an_answer_longer_than_the_context_is_an_error(folder, random_llama, tokenizer):
     config = EvalConfig(task_folder=str(folder))
     with pytest.raises(DataError, match=r"task sums has an answer of \d tokens.* model is 2"):
-        evaluate_tasks(random_llama(context=2), tokenizer, ["sums"], config, Silent())
+        evaluate(random_llama(context=2), tokenizer, ["sums"], config, Silent())
 
 
 def test_nan_is_an_error_and_not_a_score(folder, random_llama, tokenizer):
@@ -172,7 +232,7 @@ def test_nan_is_an_error_and_not_a_score(folder, random_llama, tokenizer):
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(NumericalError, match="task sums: the model computes NaN"):
-        evaluate_tasks(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
+        evaluate(model, tokenizer, ["sums"], EvalConfig(task_folder=str(folder)), Silent())
 
 
 @pytest.mark.slow
@@ -180,7 +240,7 @@ def test_the_embedded_model_knows_the_next_line_better_than_chance(
     embedded_model, tokenizer, recorder, capfd
 ):
     config = EvalConfig(limit=80)
-    found = evaluate_tasks(embedded_model, tokenizer, ["next-line"], config, recorder)
+    found = evaluate(embedded_model, tokenizer, ["next-line"], config, recorder)
     metrics = found["next-line"].metrics
     assert metrics["acc"] > 0.3
     assert metrics["acc_norm"] > 0.4
@@ -194,17 +254,18 @@ def test_the_embedded_model_knows_the_next_line_better_than_chance(
 
 def test_next_line_is_the_same_each_time(random_llama, tokenizer):
     model, config = random_llama(), EvalConfig(limit=20)
-    first = evaluate_tasks(model, tokenizer, ["next-line"], config, Silent())
-    assert first == evaluate_tasks(model, tokenizer, ["next-line"], config, Silent())
+    first = evaluate(model, tokenizer, ["next-line"], config, Silent())
+    assert first == evaluate(model, tokenizer, ["next-line"], config, Silent())
 
 
 @pytest.mark.slow
 def test_a_group_gives_its_own_result_and_those_of_its_members(folder, random_llama, tokenizer):
     config = EvalConfig(task_folder=str(folder))
-    found = evaluate_tasks(random_llama(), tokenizer, ["arithmetic_of_mine"], config, Silent())
+    found = evaluate(random_llama(), tokenizer, ["arithmetic_of_mine"], config, Silent())
     assert set(found) == {"arithmetic_of_mine", "sums"}
     assert found["arithmetic_of_mine"].metrics["acc"] == found["sums"].metrics["acc"]
     assert (found["arithmetic_of_mine"].samples, found["arithmetic_of_mine"].version) == (7, "3")
+    assert (found["arithmetic_of_mine"].group, found["sums"].group) == (None, "arithmetic_of_mine")
 
 
 @pytest.mark.slow
@@ -212,21 +273,21 @@ def test_an_unknown_task_is_an_error_with_the_nearest_name(folder):
     with pytest.raises(
         ConfigError, match=r"'arc_eassy', an unknown task\. Did you mean 'arc_easy'"
     ):
-        check_tasks(["arc_eassy"], EvalConfig())
+        load_tasks(["arc_eassy"], EvalConfig())
     with pytest.raises(ConfigError, match=r"\(.* has arithmetic_of_mine, sums\)\. .*lm-eval ls"):
-        check_tasks(["sums", "8" * 20], EvalConfig(task_folder=str(folder)))
+        load_tasks(["sums", "8" * 20], EvalConfig(task_folder=str(folder)))
 
 
 @pytest.mark.slow
-def test_every_task_of_the_suite_is_known_to_the_harness():
-    check_tasks(["zeroshot", "next-line"], EvalConfig())
+def test_every_task_of_the_suites_is_known_to_the_harness():
+    find_tasks(expand_tasks(["zeroshot", "mmlu", "next-line"]), None)
 
 
 def test_a_task_folder_that_is_none_is_an_error(tmp_path):
     with pytest.raises(
         ConfigError, match=r"eval.task_folder is '.*nowhere', which is not a folder"
     ):
-        check_tasks(["mine"], EvalConfig(task_folder=str(tmp_path / "nowhere")))
+        load_tasks(["mine"], EvalConfig(task_folder=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +306,7 @@ def test_a_mistake_in_a_task_of_ones_own_is_one_line(folder, tmp_path, change, m
     (tmp_path / "sums.yaml").write_text(text)
     config = EvalConfig(task_folder=str(tmp_path))
     with pytest.raises((ConfigError, DataError), match=message) as error:
-        evaluate_tasks(torch.nn.Identity(), None, ["sums"], config, Silent())
+        evaluate(torch.nn.Identity(), None, ["sums"], config, Silent())
     assert "\n" not in str(error.value)
 
 
@@ -264,19 +325,20 @@ def test_perplexity_is_not_a_task():
 
 
 def test_the_mean_of_the_suite_is_that_of_acc_over_all_seven():
-    results = {
-        name: TaskResult({"acc": number / 10, "acc_norm": 1.0}, 100, "1.0", 0)
+    metrics = {
+        name: {"acc": number / 10, "acc_stderr": 0.07, "acc_norm": 1.0}
         for number, name in enumerate(ZEROSHOT)
     }
-    assert zeroshot_mean(results) == pytest.approx(0.3)
-    del results["rte"]
-    assert zeroshot_mean(results) is None
+    mean = {"acc": 0.3, "acc_stderr": 0.07 / 7**0.5}  # of seven independent ones
+    assert zeroshot_mean(metrics) == pytest.approx(mean)
+    del metrics["rte"]
+    assert zeroshot_mean(metrics) is None
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtraError, match=r'pip install "spp-cli\[eval\]"'):
-        check_tasks(["rte"], EvalConfig())
+        load_tasks(["rte"], EvalConfig())
 
 
 def test_the_version_of_the_harness_is_known():

@@ -13,6 +13,7 @@ from conftest import add_tokenizer, make_model
 from spp_cli.adapters.attach import save_adapter
 from spp_cli.adapters.spp import SPP
 from spp_cli.config import SppConfig
+from spp_cli.evaluation import results
 from spp_cli.evaluation.harness import harness_version
 from spp_cli.progress import Silent
 from spp_cli.stages import evaluate, prune
@@ -123,7 +124,7 @@ def test_any_folder_gives_the_numbers_of_its_stage(sources, tmp_path):
 def test_a_python_without_some_of_the_test_text_is_a_warning_for_the_embedded_model(
     demo_folder, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "missing_modules", lambda part: ("calendar.py",))
+    monkeypatch.setattr(results, "missing_modules", lambda part: ("calendar.py",))
     reporter = Silent()
     evaluate_folder(config_of("perplexity"), demo_folder, reporter)
     assert reporter.warnings == [

@@ -242,7 +242,7 @@ MISTAKES = [
     ),
     Mistake(
         "a copy of data sets that is not there",
-        "spp eval small.yaml --data-folder nowhere --text wikitext2",
+        "spp eval small.yaml --from nowhere --text wikitext2",
         "eval.data_folder is 'nowhere', which is not a folder",
     ),
     Mistake(
