@@ -4,6 +4,7 @@ SppError                exit 2: the user can mend it
 ├── ConfigError         a YAML file, a flag or --set
 ├── WorkspaceError      runs, stage folders, locks, the disk
 ├── ModelError          a checkpoint, a tokenizer, an architecture
+├── HubError            what goes to the hub
 ├── DataError           calibration text, training rows, evaluation sets
 ├── NumericalError      NaN, inf, a factorisation that fails
 └── MissingExtraError   an optional dependency that is not installed
@@ -27,6 +28,10 @@ class WorkspaceError(SppError):
 
 class ModelError(SppError):
     """A checkpoint cannot be read, or holds a model that spp cannot prune."""
+
+
+class HubError(SppError):
+    """The hub does not take a model: it does not answer, or not to this token."""
 
 
 class DataError(SppError):

@@ -13,9 +13,11 @@ from errno import EINVAL
 from pathlib import Path
 
 from spp_cli.fingerprint import UNFINISHED
+from spp_cli.models.origin import CARD
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 RESULTS = "results.json"  # what an evaluation found
+ARCHIVE = "packed"  # the folder in that of a merge with the same model, its zeros left out
 # Only a folder in progress has these; whatever else is in it is output.
 FINGERPRINT, PROGRESS, RESUME = "fingerprint.json", "progress.json", ".resume"
 # Output for people to look at: with times in it, so that no later stage must depend on it.
@@ -33,8 +35,11 @@ def old_of(result: Path) -> Path:
 
 
 def output_files(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of every file of output, by its path relative to ``folder``."""
-    own = {MANIFEST, CONFIG, FINGERPRINT, PROGRESS, RESUME}
+    """Return the size in bytes of every file of output, by its path relative to ``folder``.
+
+    A model card is none: it tells what is on record, and is written anew when there is more to say.
+    """
+    own = {MANIFEST, CONFIG, FINGERPRINT, PROGRESS, RESUME, CARD}
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder) for path in paths]
     return {

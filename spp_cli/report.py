@@ -20,7 +20,7 @@ from spp_cli.settings import validate
 from spp_cli.status import run_status
 from spp_cli.workspace import STAGES, Run
 
-__all__ = ["gather", "look_inside"]
+__all__ = ["facts", "gather", "look_inside"]
 
 
 def gather(runs: Sequence[Run]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _gathered(run: Run) -> dict[str, Any]:
         "output_error_from": pruned.get("output_error_from"),
         "config": yaml12.dump(settings.values),
         "commands": _commands(run.name, manifests),
-        "facts": _facts(manifests),
+        "facts": facts(manifests),
         "warnings": warnings,
         "samples": None,
         "histogram": None,
@@ -163,7 +163,7 @@ def _commands(name: str, manifests: Mapping[str, Any]) -> list[str]:
     return [comment, *(f"spp {stage} {name}.yaml" for stage in stages), f"spp report {name}"]
 
 
-def _facts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def facts(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return versions, machine, seed and digests; where stages differ, all that there were."""
     versions: dict[str, list[str]] = {}
     for manifest in manifests.values():

@@ -34,14 +34,16 @@ LEVELS = {
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
-    **dict.fromkeys(("comparability", "comparison", "difference", "report"), 5),
+    **dict.fromkeys(("card", "comparability", "comparison", "difference", "push", "report"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
+    "card",
     "commands",
     "comparison",
     "difference",
     "invocation",
+    "push",
     "report",
     "status",
     "pipeline",

@@ -9,6 +9,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
+from spp_cli.card import refresh_card
 from spp_cli.commands.command import (
     CONFIG,
     FORCE,
@@ -32,7 +33,7 @@ from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.previews import has_colour, rows_preview
 from spp_cli.reporting.terminal import duration
 from spp_cli.settings import Layer
-from spp_cli.workspace import STAGES
+from spp_cli.workspace import STAGES, Workspace
 
 __all__ = ["EVAL", "FINETUNE", "MERGE", "PRUNE", "RUN", "say_which_model"]
 
@@ -78,6 +79,8 @@ def _run(name: str, stages: Sequence[str], given: Given, reporter: Reporter) -> 
     outcomes = run_stages(stages, config, reporter, run=run, force=given["force"])
     if not outcomes:  # of several processes, this is one that only helps
         return Answer(None, "")
+    if outcomes[-1].stage in ("merge", "eval"):
+        refresh_card(Workspace(config.workspace).run(outcomes[-1].run), reporter)
     documents = [_document(outcome) for outcome in outcomes]
     text = "\n".join(_line(outcome) for outcome in outcomes)
     evaluation = documents[-1].get("results")

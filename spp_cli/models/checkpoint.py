@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spp_cli.errors import ModelError
+from spp_cli.models.origin import licence_files
 from spp_cli.models.tensor_file import TensorFile
 
 __all__ = [
@@ -198,12 +199,12 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def copy_companions(source: Path, target: Path, dtype: str | None = None) -> None:
-    """Copy config, tokenizer and generation config, unchanged.
+    """Copy config, tokenizer, generation config and what licence there is, unchanged.
 
     With ``dtype`` the weights were cast, and config.json's one key that names their type follows:
     transformers would cast them back when it loads the folder.
     """
-    for path in companions(source):
+    for path in [*companions(source), *licence_files(source)]:
         shutil.copyfile(path, target / path.name)
     if dtype is not None:
         config = json.loads((target / "config.json").read_text())

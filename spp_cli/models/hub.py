@@ -10,7 +10,10 @@ from spp_cli.errors import ModelError
 __all__ = ["download"]
 
 _WEIGHTS = "*.safetensors"
-_WANTED = (_WEIGHTS, "*.json", "*.model", "*.txt", "*.jinja")
+_WANTED = (
+    _WEIGHTS, "*.json", "*.model", "*.txt", "*.jinja",
+    "README.md", "LICEN[SC]E*", "NOTICE*", "USE_POLICY*",  # the terms it is given on
+)  # fmt: skip
 # Some models hold their weights once more, in other formats, in folders of their own.
 _UNWANTED = ("original/*", "*/*.safetensors")
 

@@ -11,7 +11,7 @@ from typing import Any
 from spp_cli.reporting.columns import RECIPE, cells, error_of, headline, without_settings
 from spp_cli.reporting.tables import binary_size, table
 
-__all__ = ["FORMATS", "comparison", "comparison_cells", "shown"]
+__all__ = ["FORMATS", "comparison", "comparison_cells", "in_markdown", "markdown", "shown"]
 
 Row = Mapping[str, Any]
 Notes = dict[str, str]  # by the note itself its mark
@@ -41,7 +41,7 @@ def comparison(rows: Sequence[Row], columns: Sequence[str] | None, form: str) ->
         found = [cells(row) for row in rows]
         lines = [{name: line.get(name) for name in names} for line in found]
         return _csv(names, lines) if form == "csv" else json.dumps(lines, indent=2)
-    write: Callable[..., str] = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
+    write: Callable[..., str] = {"text": _text, "markdown": markdown, "latex": _latex}[form]
     return write(*comparison_cells(rows, columns))
 
 
@@ -158,13 +158,15 @@ def _text(names: Sequence[str], body: Sequence[Sequence[str]], below: Sequence[s
     return "\n".join([table(names, body), *([""] if below else []), *below])
 
 
-def _markdown(names: Sequence[str], body: Sequence[Sequence[str]], below: Sequence[str]) -> str:
-    lines = [f"| {' | '.join(map(_in_markdown, cells))} |" for cells in (names, *body)]
+def markdown(names: Sequence[str], body: Sequence[Sequence[str]], below: Sequence[str] = ()) -> str:
+    """Return a table in Markdown, the first column to the left, and the notes below it."""
+    lines = [f"| {' | '.join(map(in_markdown, cells))} |" for cells in (names, *body)]
     lines.insert(1, "|" + "|".join([" :-- ", *[" --: "] * (len(names) - 1)]) + "|")
-    return "\n\n".join(["\n".join(lines), *map(_in_markdown, below)])
+    return "\n\n".join(["\n".join(lines), *map(in_markdown, below)])
 
 
-def _in_markdown(text: str) -> str:
+def in_markdown(text: str) -> str:
+    """Return a text with no sign left that Markdown takes for more than itself."""
     return "".join(f"\\{sign}" if sign in r"\|*_`<>[]" else sign for sign in text)
 
 

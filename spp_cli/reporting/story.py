@@ -7,9 +7,9 @@ from typing import Any
 
 from spp_cli.reporting.tables import TITLES
 
-__all__ = ["model_name", "story"]
+__all__ = ["METHODS", "made", "model_name", "source_name", "story"]
 
-_METHODS = {"magnitude": "magnitude pruning", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
+METHODS = {"magnitude": "magnitude pruning", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 _ADAPTERS = {"spp": "SPP", "lora": "LoRA"}
 _REFINEMENTS = {"dsnot": "DSnoT"}
 _ALLOCATIONS = {"owl": "OWL shared the zeros out among the blocks.", "globs": "Layers lost unlike."}
@@ -26,20 +26,19 @@ def story(run: Mapping[str, Any]) -> str:
     ``run`` has ``model`` (its path), ``manifests`` by finished stage, and ``status``, as
     ``run_status`` gives it. What is not on record is not told.
     """
-    manifests = run["manifests"]
-    parts = [
-        _pruned(manifests["prune"], run["model"]) if "prune" in manifests else "",
-        _finetuned(manifests["finetune"]) if "finetune" in manifests else "",
-        _merged(manifests["merge"]) if "merge" in manifests else "",
-        _evaluated(run["status"]),
-    ]
-    return " ".join(filter(None, parts))
+    return " ".join([*made(run["manifests"], run["model"]), _evaluated(run["status"])])
+
+
+def made(manifests: Mapping[str, Any], model: str) -> list[str]:
+    """Return what was done to ``model``, the path of a dense one, some sentences for each stage."""
+    tell = {"prune": lambda each: _pruned(each, model), "finetune": _finetuned, "merge": _merged}
+    return [sentences(manifests[stage]) for stage, sentences in tell.items() if stage in manifests]
 
 
 def _pruned(manifest: Mapping[str, Any], model: str) -> str:
     settings, metrics = manifest["settings"]["prune"], manifest["metrics"]
     name = model_name(model)
-    method = _METHODS.get(settings["method"]["name"], settings["method"]["name"])
+    method = METHODS.get(settings["method"]["name"], settings["method"]["name"])
     if refined := _REFINEMENTS.get(settings.get("refine", {}).get("name", "")):
         method = f"{method} and {refined}"
     pattern = settings["pattern"]
@@ -51,7 +50,7 @@ def _pruned(manifest: Mapping[str, Any], model: str) -> str:
     if calibration := metrics.get("calibration"):
         text += (
             f" The method looked at {calibration['samples']:,} sequences of "
-            f"{calibration['length']:,} tokens from {_source(calibration['source'])}."
+            f"{calibration['length']:,} tokens from {source_name(calibration['source'])}."
         )
     allocation = (metrics.get("allocation") or {}).get("name", "")
     return f"{text} {_ALLOCATIONS.get(allocation, '')}".rstrip()
@@ -66,7 +65,7 @@ def _finetuned(manifest: Mapping[str, Any]) -> str:
         f"An adapter ({_ADAPTERS.get(adapter, adapter)}) of {trained:,} parameters, "
         f"{trained / metrics['total_parameters']:.1%} of the model's, was then trained for "
         f"{metrics['steps']:,} steps{f' of {rows:,} rows' if rows else ''} of "
-        f"{_source(metrics['train']['source'])}"
+        f"{source_name(metrics['train']['source'])}"
     )
     if settings.get("distill"):
         text += ", and on the predictions of the dense model"
@@ -97,7 +96,8 @@ def _evaluated(status: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
-def _source(source: str) -> str:
+def source_name(source: str) -> str:
+    """Return what a source of texts is called where people read it."""
     return "the embedded model's own text" if source == "demo" else source
 
 

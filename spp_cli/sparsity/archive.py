@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spp_cli.errors import ConfigError, ModelError
 from spp_cli.models.checkpoint import INDEX, companions
+from spp_cli.models.origin import licence_files
 from spp_cli.models.tensor_file import Layout, TensorFile, bytes_of, write_tensors
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks, packed_size
 from spp_cli.sparsity.packing import Packed, pack_weight, unpack_weight
@@ -40,7 +41,8 @@ def pack_folder(source: Path, target: Path) -> tuple[int, int]:
     target.mkdir(exist_ok=True)
     masks = _masks_of(source)
     before = after = 0
-    belonging = [*companions(source), *source.glob(f"*{_PLAIN}"), source / RECORD, source / INDEX]
+    belonging = [*companions(source), *licence_files(source), *source.glob(f"*{_PLAIN}")]
+    belonging += [source / RECORD, source / INDEX]
     for path in sorted(path for path in belonging if path.is_file()):
         copy = target / path.name
         if path.suffix == _PLAIN and path.name != FILE_NAME:

@@ -101,7 +101,9 @@ def write_sparsity_record(
     return overall
 
 
-def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
+def verify_folder(
+    path: str | Path, pattern: str | None = None, *, trust_remote_code: bool = False
+) -> VerifyReport:
     """Check every linear in the decoder blocks of a Hugging Face folder.
 
     Against ``pattern`` ("2:4") if it is given, else against what spp recorded beside the model;
@@ -114,7 +116,7 @@ def verify_folder(path: str | Path, pattern: str | None = None) -> VerifyReport:
         ConfigError: ``pattern`` is none.
     """
     checkpoint = Checkpoint(path)
-    model = empty_model(checkpoint)
+    model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
     masks = KeepMasks(checkpoint.folder) if (checkpoint.folder / MASKS).exists() else None
     record = _read_record(checkpoint.folder)
     recorded = None if record is None else record.pattern

@@ -14,6 +14,7 @@ from spp_cli.models.checkpoint import copy_companions
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.progress import Reporter
+from spp_cli.publishing import ARCHIVE
 from spp_cli.sparsity.archive import pack_folder
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.verify import recorded_pattern, write_sparsity_record
@@ -21,8 +22,6 @@ from spp_cli.stages.sparse_model import adapted_model, float32_logits
 from spp_cli.stages.stage import Result, Sources
 
 __all__ = ["run"]
-
-ARCHIVE = "packed"
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:

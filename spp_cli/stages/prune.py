@@ -20,6 +20,7 @@ from spp_cli.models.activations import ActivationStore, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
 from spp_cli.models.loading import compute_dtype, resolve_device
+from spp_cli.models.origin import origin
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
 from spp_cli.progress import Reporter
@@ -138,6 +139,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             },
             "allocation": shares.described(),
             "calibration": tokens and tokens.described(),
+            "origin": origin(sources.model),
         },
         digest,
     )

@@ -45,7 +45,8 @@ def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     folder = tmp_path / "here"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("SPP_WORKSPACE", raising=False)
+    for name in ("SPP_WORKSPACE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
-import datasets
 import pytest
+from hub import served
 from huggingface_hub import constants
 
 from spp_cli.errors import ModelError
@@ -46,35 +44,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
         yield say
 
 
-@contextmanager
-def served(
-    handler: type[BaseHTTPRequestHandler], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Make what ``handler`` answers the hub, and ``cache`` its cache."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("no_proxy", "*")
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 class Model(BaseHTTPRequestHandler):
-    """A hub with one model, of a config and weights."""
+    """A hub with one model, of a config, weights, and the terms on which they are given."""
 
-    FILES: ClassVar = {"config.json": b"{}", "model.safetensors": b"weights"}
+    FILES: ClassVar = {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "README.md": b"its card",
+        "LICENSE": b"its terms",
+        "model.bin": b"weights once more",
+    }
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
@@ -111,7 +90,12 @@ def test_weights_are_downloaded_only_if_they_are_wanted(
 ) -> None:
     with served(Model, tmp_path, monkeypatch):
         folder = download("owner/name", with_weights=with_weights)
-    names = {"config.json", "model.safetensors"} if with_weights else {"config.json"}
+    names = {
+        "config.json",
+        "README.md",
+        "LICENSE",
+        *(["model.safetensors"] if with_weights else []),
+    }
     assert {path.name for path in folder.iterdir()} == names
 
 

@@ -96,6 +96,31 @@ MISTAKES = [
         "workspace has no run base-wanda-0.9. Runs there: base-wanda-0.6, base-wanda-0.5",
     ),
     Mistake(
+        "a card of a stage that leaves no model",
+        "spp card base-wanda-0.5/finetune",
+        "base-wanda-0.5/finetune names no model of run base-wanda-0.5; must be one of merge, prune",
+    ),
+    Mistake(
+        "a card of a model that is not merged",
+        "spp card base-wanda-0.6",
+        "a model card needs a merged model, and run base-wanda-0.6 has none. "
+        "Run: spp merge --run base-wanda-0.6",
+    ),
+    Mistake(
+        "push without a token",
+        "spp push base-wanda-0.5 owner/name --yes",
+        "push needs a token of the hub in the environment, and HF_TOKEN is not set. "
+        "Make one with write access at …/settings/tokens, then: export HF_TOKEN=…",
+    ),
+    Mistake(
+        "push of a model whose zeros were filled",
+        "spp push base-wanda-0.5 owner/name",
+        f"{RUN}/merge: {DOWN}: 1 pruned weights are not zero. Nothing was sent. "
+        "Make it anew: spp merge --run base-wanda-0.5 --force",
+        (tensor_changed(f"{RUN}/merge/model.safetensors", f"{DOWN}.weight", filled),),
+        code=1,
+    ),
+    Mistake(
         "pruned weights filled before finetune",
         "spp finetune small.yaml --run base-wanda-0.5 --force",
         f"{RUN}/prune: 1 pruned weights of {DOWN} are not zero. "
