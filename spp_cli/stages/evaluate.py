@@ -29,21 +29,13 @@ from spp_cli.evaluation.perplexity import perplexity
 from spp_cli.fingerprint import canonical_json, sha256, write_json
 from spp_cli.models.checkpoint import Checkpoint, is_demo_family
 from spp_cli.models.decoder import Decoder
-from spp_cli.models.loading import (
-    compute_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-)
+from spp_cli.models.loading import load_config, load_tokenizer
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
-from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.stages.stage_model import LoadModel, folder_loader, loader, model_folder
 
-__all__ = ["RESULTS", "evaluate_folder", "evaluation_text", "loader", "run"]
-
-LoadModel = Callable[[], PreTrainedModel]
+__all__ = ["RESULTS", "evaluate_folder", "evaluation_text", "run"]
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
@@ -51,8 +43,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
     Results of an earlier evaluation that still hold, of other tasks for example, go on.
     """
-    present = {"dense": sources.model, **sources.stages}
-    wanted = [stage for stage in config.eval.stages if stage in present]
+    wanted = [stage for stage in config.eval.stages if stage in {"dense", *sources.stages}]
     if not wanted:
         raise WorkspaceError(
             f"eval: none of the stages {', '.join(config.eval.stages)} is there yet. "
@@ -68,8 +59,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         if stage in wanted:
             assert digest is not None
             measure = _Measure(config, stage, digest, sources.cache, reporter)
-            # An adapter's folder holds no tokenizer: its base's does.
-            folder = present["prune" if stage == "finetune" else stage]
+            folder = model_folder(sources, stage)
             found, figures = measure(folder, loader(config, sources, stage))
             results = {**results, **found}
         if results:
@@ -81,34 +71,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
 def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Return the results of any model folder, in the form of one model of results.json."""
-    checkpoint = Checkpoint(folder)
+    Checkpoint(folder)  # refuses what is none before anything is measured
     measure = _Measure(config, folder.name, "", None, reporter)
-    results, figures = measure(folder, lambda: _plain(config, checkpoint))
+    results, figures = measure(folder, folder_loader(config, folder))
     return {"format": 1, "models": {str(folder): {**figures, "results": results}}, "recovered": {}}
-
-
-def loader(config: SppConfig, sources: Sources, stage: str) -> LoadModel:
-    """Return what loads the model of a stage, the dense one included, onto its device."""
-    if stage != "finetune":
-        folder = sources.model if stage == "dense" else sources.stages[stage]
-        return lambda: _plain(config, Checkpoint(folder))
-    device = resolve_device(config.model.device)
-    return lambda: (
-        adapted_model(
-            sources.stages["prune"],
-            sources.stages["finetune"],
-            device=device,
-            dtype=compute_dtype(device),
-            trust_remote_code=config.model.trust_remote_code,
-        ).model
-    )
-
-
-def _plain(config: SppConfig, checkpoint: Checkpoint) -> PreTrainedModel:
-    device = resolve_device(config.model.device)
-    trusted = config.model.trust_remote_code
-    dtype = compute_dtype(device)
-    return load_model(checkpoint, dtype=dtype, trust_remote_code=trusted).to(device)
 
 
 _FIGURES = ("sparsity", "parameters", "nonzero_parameters")
