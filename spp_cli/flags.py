@@ -105,6 +105,7 @@ _MODEL = (
     Flag("Model", "model.trust_remote_code"),
 )
 _DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
+_LOADING = (Flag("Model", "model.device"), Flag("Model", "model.trust_remote_code"))
 _RUN = (Flag("Run", "workspace"), Flag("Run", "run"), Flag("Run", "seed"))
 _CALIBRATION = (
     Flag("Calibration", "prune.calibration.source", "--calibration"),
@@ -192,5 +193,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "merge": (*_MERGE, *_DEVICE, *_RUN),
     "eval": (*_EVAL, *_DEVICE, *_RUN),
     "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
+    "generate": _LOADING,
+    "bench": _LOADING,
     "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }

@@ -1,9 +1,11 @@
 """The commands, in the order in which help shows them."""
 
+from spp_cli.commands.bench import BENCH
 from spp_cli.commands.calibrate import CALIBRATE
 from spp_cli.commands.compare import COMPARE
 from spp_cli.commands.diff import DIFF
 from spp_cli.commands.folders import UNPACK, VERIFY
+from spp_cli.commands.generate import GENERATE
 from spp_cli.commands.plan import PLAN
 from spp_cli.commands.report import REPORT
 from spp_cli.commands.stages import EVAL, FINETUNE, MERGE, PRUNE, RUN
@@ -23,6 +25,8 @@ COMMANDS = (
     COMPARE,
     DIFF,
     REPORT,
+    GENERATE,
+    BENCH,
     VERIFY,
     UNPACK,
 )
