@@ -179,22 +179,14 @@ def model_step(shape: Shape, device: str, variant: str) -> tuple[float, int]:
             optimizer.zero_grad()
 
     step()
-    reset_peak(device)
+    memory.forget_peaks()
     took = statistics.median(seconds(step, device) for _ in range(3))
     return took, peak(device)
 
 
 def peak(device: str) -> int:
-    """Return the most bytes held since ``reset_peak``: of the GPU's tensors, or of the process."""
+    """Return the most bytes held since ``forget_peaks``: by the GPU's tensors or the process."""
     return memory.gpu_peak() if device != "cpu" else memory.process_peak()
-
-
-def reset_peak(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with open("/proc/self/clear_refs", "w") as stream:
-            stream.write("5")
 
 
 def models(shape: Shape, device: str, variants: Iterable[str]) -> None:

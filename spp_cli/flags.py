@@ -105,6 +105,7 @@ _MODEL = (
     Flag("Model", "model.trust_remote_code"),
 )
 _DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
+_LOADING = (Flag("Model", "model.device"), Flag("Model", "model.trust_remote_code"))
 _RUN = (Flag("Run", "workspace"), Flag("Run", "run"), Flag("Run", "seed"))
 _CALIBRATION = (
     Flag("Calibration", "prune.calibration.source", "--calibration"),
@@ -200,5 +201,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("Model", "model.path", "--model"),
     ),
     "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
+    "generate": _LOADING,
+    "bench": _LOADING,
     "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }

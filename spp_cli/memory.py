@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["gpu_peak", "peak_memory", "process_peak"]
+__all__ = ["forget_peaks", "gpu_peak", "peak_memory", "process_peak"]
 
 
 def process_peak() -> int:
@@ -31,3 +32,14 @@ def gpu_peak() -> int:
 def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes, GPU included if it was used."""
     return process_peak() + gpu_peak()
+
+
+def forget_peaks() -> bool:
+    """Let both peaks begin anew from what is held now; return whether the process's did."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # another system than Linux
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False

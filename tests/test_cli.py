@@ -18,7 +18,10 @@ from spp_cli.cli import app
 from spp_cli.flags import FLAGS
 from spp_cli.settings import assigned, validate
 
-COMMANDS = ["calibrate", "prune", "finetune", "merge", "eval", "run", "status", "verify"]
+COMMANDS = [
+    *("calibrate", "prune", "finetune", "merge", "eval", "run", "status", "verify"),
+    *("generate", "bench"),
+]
 SMALL = ["--samples", "2", "--sequence-length", "64"]
 
 

@@ -30,11 +30,13 @@ LEVELS = {
     **dict.fromkeys(
         ("pruning", "refining", "allocation", "adapters", "training", "evaluation", "reporting"), 2
     ),
+    **dict.fromkeys(("generation", "benchmarking"), 2),
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
     **dict.fromkeys(("card", "comparability", "comparison", "difference", "push", "report"), 5),
+    "named_models": 5,
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
@@ -44,6 +46,7 @@ MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "difference",
     "invocation",
     "push",
+    "named_models",
     "report",
     "status",
     "pipeline",

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from spp_cli.adapters.frozen import DenseWeight, FrozenWeight
+from spp_cli.adapters.frozen import DenseWeight, FrozenLinear, FrozenWeight
 from spp_cli.config import Section
 
 __all__ = ["AdaptedLinear", "AdapterMethod"]
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(FrozenLinear):
     """A frozen linear with an adapter: Y = X Eᵀ + bias, where E is made of W and what trains.
 
     A subclass adds its parameters, and says what E they make and what their gradients are. Both are
@@ -26,18 +26,6 @@ class AdaptedLinear(nn.Linear):
     """
 
     keeps_zeros: ClassVar[bool] = True  # if not, a merge has to apply the mask again
-
-    def __init__(self, base: FrozenWeight, bias: Tensor | None) -> None:
-        nn.Module.__init__(self)  # the linear's own would draw a weight that is not needed
-        self.out_features, self.in_features = base.shape
-        self.base = base
-        frozen_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.register_parameter("bias", frozen_bias)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The frozen weight (out_features, in_features), whatever the module before held."""
-        return self.base.weight()
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return what trains, by its name in the saved adapter."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from spp_cli.sparsity.masks import pack, unpack
 from spp_cli.sparsity.packing import Packed, pack_weight, unpack_weight
 
-__all__ = ["DenseWeight", "FrozenWeight", "PackedWeight"]
+__all__ = ["DenseWeight", "FrozenLinear", "FrozenWeight", "PackedWeight"]
 
 
 class FrozenWeight(nn.Module):
@@ -51,3 +51,19 @@ class PackedWeight(FrozenWeight):
     def weight(self) -> Tensor:
         assert self.bits is not None
         return unpack_weight(Packed(self.values, self.bits), self.shape)
+
+
+class FrozenLinear(nn.Linear):
+    """A linear on a frozen weight: Y = X Wᵀ + bias."""
+
+    def __init__(self, base: FrozenWeight, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)  # the linear's own would draw a weight that is not needed
+        self.out_features, self.in_features = base.shape
+        self.base = base
+        frozen_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_parameter("bias", frozen_bias)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The frozen weight (out_features, in_features), whatever the module before held."""
+        return self.base.weight()

@@ -1,11 +1,13 @@
 """The commands, in the order in which help shows them."""
 
+from spp_cli.commands.bench import BENCH
 from spp_cli.commands.calibrate import CALIBRATE
 from spp_cli.commands.card import CARD
 from spp_cli.commands.compare import COMPARE
 from spp_cli.commands.data import DATA_CHECK
 from spp_cli.commands.diff import DIFF
 from spp_cli.commands.folders import UNPACK, VERIFY
+from spp_cli.commands.generate import GENERATE
 from spp_cli.commands.plan import PLAN
 from spp_cli.commands.push import PUSH
 from spp_cli.commands.report import REPORT
@@ -29,6 +31,8 @@ COMMANDS = (
     REPORT,
     CARD,
     PUSH,
+    GENERATE,
+    BENCH,
     VERIFY,
     UNPACK,
 )

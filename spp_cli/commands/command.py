@@ -101,7 +101,7 @@ def asked(flags: Sequence[Flag], given: Given) -> Layer:
     """Return the settings on the command line: flags, then --set, which is the stronger."""
     found = ((flag, given[_key_name(flag)]) for flag in flags)
     named = [flag.assignment(value) for flag, value in found if value not in (None, [])]
-    return assigned([*named, *map(parse_assignment, given["assignments"] or [])])
+    return assigned([*named, *map(parse_assignment, given.get("assignments") or [])])
 
 
 def workspace_of(given: Given) -> Workspace:

@@ -11,7 +11,14 @@ from spp_cli.data.files import Row, string_of
 from spp_cli.data.prompts import Example, instruction_of, shared
 from spp_cli.errors import DataError
 
-__all__ = ["Message", "chat_example", "conversation_example", "messages_of", "templated"]
+__all__ = [
+    "Message",
+    "chat_example",
+    "chat_prompt",
+    "conversation_example",
+    "messages_of",
+    "templated",
+]
 
 Message = dict[str, str]  # role and content
 
@@ -84,6 +91,20 @@ def conversation_example(row: Row, tokenizer: Any) -> Example | None:
     if not _has_answer(messages):
         return None
     return Example(_render(messages, tokenizer, row.place), (), is_templated=True)
+
+
+def chat_prompt(text: str, tokenizer: Any) -> str:
+    """Return what a user says and the beginning of an answer, in the tokenizer's chat template.
+
+    Raises:
+        DataError: there is no template, or it refuses a single message of a user.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "--chat needs a chat template, and this model's tokenizer has none. Leave --chat out, "
+            "or name a model whose tokenizer has one"
+        )
+    return _render([{"role": "user", "content": text}], tokenizer, "the prompt", prompt=True)
 
 
 def _check_template(tokenizer: Any) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "TokenSet",
     "check_vocabulary",
     "close",
+    "context_of",
     "encode",
     "encode_document",
     "encode_documents",
@@ -103,7 +104,7 @@ def resolve_length(
     Raises:
         ConfigError: the configured length does not fit into the model's context.
     """
-    context = getattr(_text_config(model_config), "max_position_embeddings", None)
+    context = context_of(model_config)
     if configured == "auto":
         return min(default, context or default)
     if context and configured > context:
@@ -112,6 +113,11 @@ def resolve_length(
             f"Set at most {context}, or auto"
         )
     return configured
+
+
+def context_of(model_config: Any) -> int | None:
+    """Return how many tokens the model can see; None if its configuration sets no limit."""
+    return getattr(_text_config(model_config), "max_position_embeddings", None)
 
 
 def check_vocabulary(largest: int, model_config: Any) -> None:

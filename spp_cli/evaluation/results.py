@@ -33,12 +33,11 @@ from spp_cli.evaluation.perplexity import perplexity
 from spp_cli.fingerprint import canonical_json, sha256, write_json
 from spp_cli.models.checkpoint import is_demo_family
 from spp_cli.models.decoder import Decoder
-from spp_cli.models.loading import load_config, load_tokenizer, resolve_device
+from spp_cli.models.loading import LoadModel, load_config, load_tokenizer, resolve_device
 from spp_cli.progress import Reporter
 
-__all__ = ["FIGURES", "LoadModel", "Measure", "Subject", "evaluation_text"]
+__all__ = ["FIGURES", "Measure", "Subject", "evaluation_text"]
 
-LoadModel = Callable[[], PreTrainedModel]
 FIGURES = ("sparsity", "parameters", "nonzero_parameters")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.experts import take_apart
 
 __all__ = [
+    "LoadModel",
     "compute_dtype",
     "empty_model",
     "load_config",
@@ -29,6 +30,8 @@ __all__ = [
     "quiet",
     "resolve_device",
 ]
+
+LoadModel = Callable[[], PreTrainedModel]
 
 _BAD_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
 _COPY_TOKENIZER = "Copy its files (tokenizer.json, tokenizer_config.json) beside config.json"

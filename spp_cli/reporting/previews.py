@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["has_colour", "rows_preview"]
+__all__ = ["has_colour", "rows_preview", "visible"]
 
 _GREEN, _DIM, _PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -50,7 +50,7 @@ def _facts(row: Mapping[str, Any]) -> str:
 
 def _text(row: Mapping[str, Any], colour: bool) -> str:
     shown = (
-        _marked(_visible(piece["text"]), colour) if piece["trained"] else _visible(piece["text"])
+        _marked(visible(piece["text"]), colour) if piece["trained"] else visible(piece["text"])
         for piece in row["pieces"]
     )
     return "".join(shown)
@@ -64,6 +64,6 @@ def _dim(text: str, colour: bool) -> str:
     return f"{_DIM}{text}{_PLAIN}" if colour else text
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Return ``text`` with control characters spelled out: rows must not command the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)

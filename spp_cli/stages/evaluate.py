@@ -7,20 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from spp_cli.config import SppConfig
 from spp_cli.errors import WorkspaceError
-from spp_cli.evaluation.results import FIGURES, LoadModel, Measure, Subject
+from spp_cli.evaluation.results import FIGURES, Measure, Subject
 from spp_cli.fingerprint import write_json
 from spp_cli.models.checkpoint import Checkpoint
-from spp_cli.models.loading import compute_dtype, load_model, resolve_device
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
-from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.stages.stage_model import folder_loader, loader, model_folder
 
-__all__ = ["RESULTS", "evaluate_folder", "loader", "run"]
+__all__ = ["RESULTS", "evaluate_folder", "run"]
 
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
@@ -45,8 +42,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         figures = {key: before[key] for key in FIGURES if results and key in before}
         if stage in wanted:
             assert digest is not None
-            # An adapter's folder holds no tokenizer: its base's does.
-            folder = present["prune" if stage == "finetune" else stage]
+            folder = model_folder(sources, stage)
             found, figures = measure(Subject(stage, digest, folder, loader(config, sources, stage)))
             results = {**results, **found}
         if results:
@@ -58,34 +54,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
 def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """Return the results of any model folder, in the form of one model of results.json."""
-    checkpoint = Checkpoint(folder)
-    subject = Subject(folder.name, "", folder, lambda: _plain(config, checkpoint))
+    Checkpoint(folder)  # refuses what is none before anything is measured
+    subject = Subject(folder.name, "", folder, folder_loader(config, folder))
     results, figures = Measure(config, None, reporter)(subject)
     return {"format": 1, "models": {str(folder): {**figures, "results": results}}, "recovered": {}}
-
-
-def loader(config: SppConfig, sources: Sources, stage: str) -> LoadModel:
-    """Return what loads the model of a stage, the dense one included, onto its device."""
-    if stage != "finetune":
-        folder = sources.model if stage == "dense" else sources.stages[stage]
-        return lambda: _plain(config, Checkpoint(folder))
-    device = resolve_device(config.model.device)
-    return lambda: (
-        adapted_model(
-            sources.stages["prune"],
-            sources.stages["finetune"],
-            device=device,
-            dtype=compute_dtype(device),
-            trust_remote_code=config.model.trust_remote_code,
-        ).model
-    )
-
-
-def _plain(config: SppConfig, checkpoint: Checkpoint) -> PreTrainedModel:
-    device = resolve_device(config.model.device)
-    trusted = config.model.trust_remote_code
-    dtype = compute_dtype(device)
-    return load_model(checkpoint, dtype=dtype, trust_remote_code=trusted).to(device)
 
 
 def _recovered(models: Mapping[str, Any]) -> dict[str, dict[str, float]]:

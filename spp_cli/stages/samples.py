@@ -6,17 +6,16 @@ import gc
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from spp_cli.config import SppConfig
-from spp_cli.data.tokens import encode
+from spp_cli.data.tokens import context_of, encode
 from spp_cli.errors import DataError
 from spp_cli.evaluation.results import evaluation_text
+from spp_cli.generation import Decoding, continuation
 from spp_cli.models.checkpoint import is_demo_family
-from spp_cli.models.loading import load_tokenizer, quiet
+from spp_cli.models.loading import load_tokenizer
 from spp_cli.progress import Reporter
-from spp_cli.stages.evaluate import loader
 from spp_cli.stages.stage import Sources
+from spp_cli.stages.stage_model import distinct_stages, loader
 
 __all__ = ["first_lines", "samples"]
 
@@ -34,26 +33,25 @@ def samples(
     """Return ``prompts`` and, in ``models`` by stage, the text that follows each of them.
 
     The most likely token is taken every time, ``new_tokens`` times at most. Without ``prompts``
-    they are first lines of the text that perplexity is measured on. Of a finetuned and a merged
-    model, which say the same, the merged one speaks.
+    they are first lines of the text that perplexity is measured on. The stages are those that
+    ``distinct_stages`` gives.
 
     Raises:
         DataError: no prompts were given, and that text cannot be had.
         ModelError: a model cannot be loaded.
     """
-    stages = ["dense", *(stage for stage in ("prune", "merge") if stage in sources.stages)]
-    if "merge" not in stages and {"prune", "finetune"} <= set(sources.stages):
-        stages.append("finetune")
+    stages = distinct_stages(sources)
     trusted = config.model.trust_remote_code
     tokenizer = load_tokenizer(sources.model, trust_remote_code=trusted)
     chosen = list(prompts) or _from_the_text(config, sources, tokenizer)
+    decoding = Decoding(new_tokens)
     written: dict[str, list[str]] = {}
     with reporter.task("samples", len(stages) * len(chosen), "texts") as progress:
         for stage in stages:
             model = loader(config, sources, stage)()
             written[stage] = []
             for prompt in chosen:
-                written[stage].append(_continue(model, tokenizer, prompt, new_tokens))
+                written[stage].append(_continue(model, tokenizer, prompt, decoding))
                 progress.advance(1, stage)
             del model
             gc.collect()
@@ -90,17 +88,8 @@ def first_lines(text: str, *, whole: bool) -> str:
     return text.rpartition(" ")[0] or text
 
 
-def _continue(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    ids = encode(tokenizer, prompt)[-max(1, (context or 2**30) - new_tokens) :]
-    tokens = torch.tensor([ids], device=model.device)
-    end = tokenizer.eos_token_id
-    with torch.no_grad(), quiet():
-        written = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=end if end is not None else 0,
-        )
-    return str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True))
+def _continue(model: Any, tokenizer: Any, prompt: str, decoding: Decoding) -> str:
+    """Return what the model writes after the end of ``prompt``, as far back as it can see."""
+    context = context_of(model.config) or 2**30
+    tokens = encode(tokenizer, prompt)[-max(1, context - decoding.max_new_tokens) :]
+    return continuation(model, tokenizer, tokens, decoding).text
