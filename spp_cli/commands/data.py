@@ -18,9 +18,9 @@ from spp_cli.reporting.answer import Answer
 __all__ = ["DATA_CHECK"]
 
 
-def _check(given: Given, reporter: Reporter) -> Answer:
-    config, _ = resolve("data check", given["config"], asked(FLAGS["data check"], given))
-    found = [asdict(each) for each in _whereabouts(config, given["config"] is not None, reporter)]
+def _check(given: Given, _: Reporter) -> Answer:
+    config, __ = resolve("data check", given["config"], asked(FLAGS["data check"], given))
+    found = [asdict(each) for each in _whereabouts(config, given["config"] is not None)]
     missing = sum(each["state"] == "missing" for each in found)
     document = {"data_folder": config.eval.data_folder, "data_sets": found, "missing": missing}
     failed = f"{missing} of {len(found)} data sets are missing; the table says how to get each"
@@ -29,7 +29,7 @@ def _check(given: Given, reporter: Reporter) -> Answer:
     )
 
 
-def _whereabouts(config: SppConfig, has_file: bool, reporter: Reporter) -> list[Any]:
+def _whereabouts(config: SppConfig, has_file: bool) -> list[Any]:
     """Return where all data sets lie; the calibration text only of what a file configures."""
     from spp_cli.data.whereabouts import text_whereabouts
     from spp_cli.evaluation.at_hand import tasks_at_hand
@@ -49,7 +49,7 @@ def _whereabouts(config: SppConfig, has_file: bool, reporter: Reporter) -> list[
     names = [name for name in config.eval.tasks if name != "perplexity"]
     if names:
         require_harness()
-        found += tasks_at_hand(names, config.eval, reporter)
+        found += tasks_at_hand(names, config.eval)
     return found
 
 

@@ -12,7 +12,9 @@ from spp_cli.data.hub import HubSet, place_in_copy, splits_at_hand
 from spp_cli.data.text import NAMED, Use, find, hub_set, named
 from spp_cli.errors import DataError
 
-__all__ = ["State", "Whereabouts", "folder_of_copies", "how_to_get", "text_whereabouts"]
+__all__ = ["NOWHERE", "State", "Whereabouts", "how_to_get", "text_whereabouts"]
+
+NOWHERE = "no copy, nor in the hub's cache"
 
 State = Literal["embedded", "on disk", "copy", "cache", "missing"]
 
@@ -34,14 +36,9 @@ class Whereabouts:
     remedy: str = ""  # what to do about it
 
 
-def folder_of_copies(data_folder: Path | None) -> str:
-    """Return the folder that copies belong in, or what stands for it where none is named."""
-    return str(data_folder or "FOLDER")
-
-
 def how_to_get(name: str, data_folder: Path | None, file: str | None = None) -> str:
     """Return the command that copies a data set from the hub to where spp looks for it."""
-    target = f"{folder_of_copies(data_folder)}/{name}"
+    target = f"{data_folder or 'FOLDER'}/{name}"
     only = f" {file}" if file else ""
     return f"hf download {name}{only} --repo-type dataset --local-dir {target}"
 
@@ -99,13 +96,17 @@ def _require_in_copy(wanted: HubSet, copy: Path) -> None:
 
 def _require_in_cache(wanted: HubSet) -> None:
     if wanted.file is None:
-        _require_split(wanted, splits_at_hand(wanted.name, wanted.subset))
+        try:
+            splits = splits_at_hand(wanted.name, wanted.subset)
+        except DataError as error:
+            raise DataError(NOWHERE) from error
+        _require_split(wanted, splits)
         return
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(wanted.name, wanted.file, repo_type="dataset")
     if not isinstance(found, str):
-        raise DataError("no copy, nor in the hub's cache")
+        raise DataError(NOWHERE)
 
 
 def _require_split(wanted: HubSet, splits: set[str]) -> None:

@@ -12,21 +12,18 @@ from lm_eval.tasks import TaskManager
 
 from spp_cli.config import EvalConfig
 from spp_cli.data.hub import splits_at_hand
-from spp_cli.data.whereabouts import Whereabouts, how_to_get
+from spp_cli.data.whereabouts import NOWHERE, Whereabouts, how_to_get
 from spp_cli.errors import DataError
 from spp_cli.evaluation import next_line
 from spp_cli.evaluation.data_sets import Source, data_folder, needed_splits
 from spp_cli.evaluation.harness import expand_tasks
 from spp_cli.evaluation.scorer import quiet_harness, replaced
 from spp_cli.evaluation.tasks import find_tasks, shots_of
-from spp_cli.progress import Reporter
 
 __all__ = ["tasks_at_hand"]
 
 
-def tasks_at_hand(
-    names: Sequence[str], config: EvalConfig, reporter: Reporter
-) -> list[Whereabouts]:
+def tasks_at_hand(names: Sequence[str], config: EvalConfig) -> list[Whereabouts]:
     """Return where the data of each task lie; of a group the data sets of its members.
 
     Raises:
@@ -34,12 +31,8 @@ def tasks_at_hand(
     """
     expanded = expand_tasks(names)
     index, folder = find_tasks(expanded, config.task_folder), data_folder(config)
-    found: list[Whereabouts] = []
-    with quiet_harness(), reporter.task("looking for data", len(expanded), "tasks") as bar:
-        for name in expanded:
-            found += _whereabouts(name, index, config, folder)
-            bar.advance()
-    return found
+    with quiet_harness():
+        return [place for name in expanded for place in _whereabouts(name, index, config, folder)]
 
 
 def _whereabouts(
@@ -88,7 +81,7 @@ def _problem(source: Source, wanted: Sequence[str], keywords: dict[str, Any]) ->
         splits = splits_at_hand(path, subset, **how, **directory)
     except (DataError, OSError, ValueError) as error:
         if source.is_on_hub:
-            return "no copy, nor in the hub's cache"
+            return NOWHERE
         return " ".join(str(error).split()).rstrip(".")
     lacking = [split for split in wanted if split not in splits]
     return f"no split {lacking[0]!r}, only {', '.join(sorted(splits))}" if lacking else ""

@@ -310,9 +310,11 @@ def whereabouts_table(found: Sequence[Mapping[str, Any]]) -> str:
         where = {"cache": "in the hub's cache", "copy": f"copy in {each['place']}"}
         state = where.get(each["state"], each["state"])
         rows.append([each["use"], each["data_set"] + which * bool(subsets), state])
+    missing: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        if each["state"] == "missing":
+            missing.setdefault((each["problem"], each["remedy"]), []).append(each["use"])
     lines = [
-        f"{each['use']}: {each['problem']}\n    {each['remedy']}"
-        for each in found
-        if each["state"] == "missing"
+        f"{', '.join(uses)}: {problem}\n    {remedy}" for (problem, remedy), uses in missing.items()
     ]
     return "\n\n".join([table(["for", "data set", "at hand"], rows), *lines])

@@ -14,7 +14,6 @@ from spp_cli.config import EvalConfig
 from spp_cli.errors import DataError
 from spp_cli.evaluation.at_hand import tasks_at_hand
 from spp_cli.evaluation.harness import load_tasks
-from spp_cli.progress import Silent
 
 pytestmark = pytest.mark.slow  # the index of all tasks takes the harness some ten seconds
 
@@ -85,7 +84,7 @@ def test_what_is_at_hand_can_be_read_and_what_is_missing_cannot(
     if place == "cache":
         fill_the_cache(tmp_path)
     config = EvalConfig(data_folder=str(tmp_path / "data"), num_fewshot=shots)
-    (found,) = tasks_at_hand(["openbookqa"], config, Silent())
+    (found,) = tasks_at_hand(["openbookqa"], config)
     assert (found.use, found.data_set, found.subsets) == (
         "openbookqa",
         "allenai/openbookqa",
