@@ -15,8 +15,7 @@ export SPP_WORKSPACE=${SPP_WORKSPACE:-workspace/bakeoff}
 adapters=${ADAPTERS:-spp multiplicative masked-lora masked-full lora}
 .venv/bin/spp prune configs/demo.yaml --run pruned "$@"
 for adapter in $adapters; do
-  mkdir -p "$SPP_WORKSPACE/$adapter"
-  [ -d "$SPP_WORKSPACE/$adapter/prune" ] || cp -r "$SPP_WORKSPACE/pruned/prune" "$SPP_WORKSPACE/$adapter/prune"
+  .venv/bin/spp prune configs/demo.yaml --run "$adapter" "$@"     # links what is there
   # The keys of the demo's adapter are those of spp; here each has its own defaults.
   with=(configs/demo.yaml --run "$adapter" --set "finetune.adapter={name: $adapter}")
   with+=(--max-steps "${STEPS:-300}")

@@ -52,6 +52,7 @@ class Manifest(BaseModel):
     """What a finished stage puts on record: how it was made, from what, and what came of it.
 
     ``files`` are the sizes in bytes of the output by path; ``started`` and ``finished`` ISO times.
+    ``borrowed_from`` is the run that made it all, if this one has only linked it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,6 +73,7 @@ class Manifest(BaseModel):
     peak_memory_bytes: int | None
     started: str
     finished: str
+    borrowed_from: str | None = None
 
     def made_from(self) -> Fingerprint:
         """Return the fingerprint that this result was made from."""

@@ -203,5 +203,6 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
     "generate": _LOADING,
     "bench": _LOADING,
+    "sweep": (Flag("Run", "workspace"),),
     "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
 }

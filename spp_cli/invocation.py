@@ -9,14 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from spp_cli.config import SppConfig
-from spp_cli.errors import WorkspaceError
+from spp_cli.config import SppConfig, nearest
+from spp_cli.errors import ConfigError, WorkspaceError
 from spp_cli.publishing import CONFIG
 from spp_cli.settings import Layer, assigned, demo_defaults, read_yaml, stack, validate
 from spp_cli.workspace import STAGES, Run, Workspace
 
-__all__ = ["default_workspace", "recorded_settings", "resolve", "resolve_for_folder"]
+__all__ = [
+    "default_workspace",
+    "recorded_settings",
+    "resolve",
+    "resolve_for_folder",
+    "stage_list",
+]
 
 _NEEDS = {"finetune": "prune", "merge": "finetune", "eval": "prune"}
 
@@ -58,6 +65,28 @@ def resolve_for_folder(folder: str, file: str | None, flags: Layer) -> SppConfig
     path = "demo" if is_demo_family(Path(folder)) else folder
     yaml = read_yaml(file) if file else Layer()
     return _complete(stack(yaml, flags, assigned([("model.path", path, "--path")])))
+
+
+def stage_list(value: Any, origin: str) -> tuple[str, ...]:
+    """Return the stages to run that a list, or a text with commas, names, in their order.
+
+    Raises:
+        ConfigError: one is unknown, or one that another reads is not among them.
+    """
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list) or not words:
+        raise ConfigError(f"{origin}: stages must be a list of {', '.join(STAGES)}")
+    names = [str(word).strip() for word in words]
+    for name in names:
+        if name not in STAGES:
+            hint = nearest(name, STAGES)
+            raise ConfigError(
+                f"{origin}: stages has {name!r}; must be of {', '.join(STAGES)}{hint}"
+            )
+    needed = {"prune", *(["finetune"] if "merge" in names else [])}
+    for missing in sorted(needed - set(names)):
+        raise ConfigError(f"{origin}: stages lacks {missing}, which the others read. Add it")
+    return tuple(stage for stage in STAGES if stage in names)
 
 
 def _complete(layer: Layer) -> SppConfig:

@@ -25,8 +25,10 @@ class RunInUse(WorkspaceError):
 
 
 @contextmanager
-def exclusive_lock(path: Path, stage: str) -> Iterator[None]:
+def exclusive_lock(path: Path, stage: str, *, of: str = "run") -> Iterator[None]:
     """Hold the lock file ``path``, made with its folder if need be, and note ``stage`` in it.
+
+    The folder has the name of what is locked, and ``of`` says in a word what that is.
 
     The kernel keeps the lock (flock), so it ends with the process, however that ends; the file
     stays, because another process may already have it open.
@@ -41,7 +43,7 @@ def exclusive_lock(path: Path, stage: str) -> Iterator[None]:
     _open_locks.add(descriptor)
     try:
         with disk_errors(path):
-            _acquire(descriptor, path.parent.name)
+            _acquire(descriptor, f"{of} {path.parent.name}", of)
             _write_holder(descriptor, stage)
         yield
     finally:
@@ -70,7 +72,7 @@ def lock_holder(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _acquire(descriptor: int, run: str) -> None:
+def _acquire(descriptor: int, locked: str, of: str) -> None:
     deadline = time.monotonic() + _GRACE
     while True:
         try:
@@ -80,7 +82,8 @@ def _acquire(descriptor: int, run: str) -> None:
             if time.monotonic() > deadline:
                 who = _describe(_read_holder(descriptor))
                 raise RunInUse(
-                    f"run {run} is in use by {who}. Wait for it, or choose another --run"
+                    f"{locked} is in use by {who}. Wait for it, or choose another "
+                    f"{'--run' if of == 'run' else '--workspace'}"
                 ) from None
             time.sleep(0.02)
 

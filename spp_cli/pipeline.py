@@ -33,6 +33,7 @@ __all__ = [
     "preview",
     "run_stages",
     "stage_settings",
+    "up_to_date",
 ]
 
 MODULES = {
@@ -42,6 +43,7 @@ MODULES = {
     "eval": "spp_cli.stages.evaluate",
 }
 _TOGETHER = ("prune", "finetune")  # what several processes do together
+_LENT = ("prune",)  # what a run takes over from another that has made the very same
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prune": (),
     "finetune": ("prune",),
@@ -179,19 +181,37 @@ def _stores(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _run_stage(
-    stage: str,
-    config: SppConfig,
-    workspace: Workspace,
-    run: Run,
-    reporter: Reporter,
-    force: bool,
-    tell: Callable[[Any], None],
-) -> StageOutcome:
-    folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
-    # Imported here, not above: help and status must not wait for torch.
-    from spp_cli.stages.stage import Sources
+def up_to_date(stages: Sequence[str], config: SppConfig, *, run: str) -> bool:
+    """Whether ``run_stages`` would skip all of ``stages``, as far as the disk can tell.
 
+    A result that is missing, stale or damaged is none; the reason is told when it is to be made.
+    """
+    workspace = Workspace(config.workspace)
+    handle = workspace.run(run)
+    manifests = {stage: handle.intact_manifest(stage) for stage in stages}
+    try:
+        return all(
+            manifest
+            and manifest.fingerprint == _work(stage, config, workspace, handle).fingerprint.digest
+            for stage, manifest in manifests.items()
+        )
+    except SppError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a stage reads, all with digests, and the fingerprint of what comes of it."""
+
+    model: Path
+    demo: bool
+    folders: dict[str, Path]
+    digests: dict[str, str]
+    fingerprint: Fingerprint
+
+
+def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Work:
+    folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     model, demo = dense_model(config, stage)
     digests = {"dense": _model_digest(model, workspace)} if stage in ("prune", "eval") else {}
     if stage == "eval":
@@ -207,7 +227,23 @@ def _run_stage(
     if stage == "prune":
         # Another dense model is another run, not a stale one: refused like any other setting.
         settings["model"] = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
-    fingerprint = Fingerprint(settings, inputs, config.seed)
+    return _Work(model, demo, folders, digests, Fingerprint(settings, inputs, config.seed))
+
+
+def _run_stage(
+    stage: str,
+    config: SppConfig,
+    workspace: Workspace,
+    run: Run,
+    reporter: Reporter,
+    force: bool,
+    tell: Callable[[Any], None],
+) -> StageOutcome:
+    # Imported here, not above: help and status must not wait for torch.
+    from spp_cli.stages.stage import Sources
+
+    work = _work(stage, config, workspace, run)
+    fingerprint, folders = work.fingerprint, work.folders
     with run.lock(stage):
         partial = run.begin(stage, fingerprint, dump_yaml(config), force=force)
         if partial is None:
@@ -215,9 +251,13 @@ def _run_stage(
             assert manifest is not None
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
+        lender = workspace.lender(stage, fingerprint, run) if stage in _LENT and not force else None
+        if lender and (manifest := run.borrow(stage, lender, fingerprint)):
+            reporter.say(f"{stage}: the same as in run {lender.name}, linked from there")
+            return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
         tell((partial, folders))
         cache = workspace.root / ".cache" / "evaluations"
-        sources = Sources(model, demo, folders, digests, cache, **_stores(workspace))
+        sources = Sources(work.model, work.demo, folders, work.digests, cache, **_stores(workspace))
         started, clock = datetime.now(timezone.utc), time.monotonic()
         try:
             with full_disk_errors(partial):

@@ -13,7 +13,7 @@ import torch
 
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import resolve_length
-from spp_cli.fingerprint import FORMAT, Fingerprint, differences
+from spp_cli.fingerprint import FORMAT, Difference, Fingerprint, differences
 from spp_cli.memory import peak_memory
 from spp_cli.models.activations import choose_offload
 from spp_cli.models.checkpoint import Checkpoint, locate
@@ -26,7 +26,7 @@ from spp_cli.pruning.orders import choose_order
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.workspace import STAGES, Run, Workspace
 
-__all__ = ["plan"]
+__all__ = ["changed_settings", "plan", "stage_actions"]
 
 
 def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         },
         "needs": {**vars(needs), "libraries": peak_memory()},
         "run": run or config.run_name(),
-        "stages": _stages(config, run),
+        "stages": stage_actions(config, run),
         "problem": _told_once(problems),
     }
 
@@ -170,7 +170,7 @@ def _calibration(config: SppConfig, model_config: Any) -> CalibrationSize | None
     return CalibrationSize(settings.samples, length, settings.batch_size)
 
 
-def _stages(config: SppConfig, name: str | None) -> dict[str, dict[str, str]]:
+def stage_actions(config: SppConfig, name: str | None) -> dict[str, dict[str, str]]:
     """Return for each stage of the run its state and what ``spp run`` would do about it."""
     run = Workspace(config.workspace).run(name or config.run_name())
     found, anew = {}, False
@@ -187,12 +187,18 @@ def _action(run: Run, stage: str, state: str, config: SppConfig, anew: bool) -> 
         return {"missing": "run", "running": "wait", "damaged": "refuse: damaged"}[state]
     if state == "partial":
         return "go on"
-    manifest = run.manifest(stage)
-    assert manifest
-    old = manifest.made_from()
-    known = {name: old.settings[name] for name in old.settings if name != "model"}
-    new = Fingerprint(stage_settings(stage, config), {}, config.seed, FORMAT)
-    changed = differences(Fingerprint(known, {}, old.seed, old.format), new)
+    changed = changed_settings(run, stage, config)
     if changed and stage != "eval":
         return f"refuse: {'; '.join(map(str, changed))} (--force replaces it, --run NAME keeps it)"
     return "run anew" if anew or state == "stale" or changed else "nothing"
+
+
+def changed_settings(run: Run, stage: str, config: SppConfig) -> list[Difference]:
+    """Return what differs between ``config`` and what a finished stage was made with."""
+    manifest = run.intact_manifest(stage)
+    if manifest is None:
+        return []
+    old = manifest.made_from()
+    known = {name: old.settings[name] for name in old.settings if name != "model"}
+    new = Fingerprint(stage_settings(stage, config), {}, config.seed, FORMAT)
+    return differences(Fingerprint(known, {}, old.seed, old.format), new)

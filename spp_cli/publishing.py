@@ -78,6 +78,18 @@ def remove_unfinished_files(folder: Path) -> None:
         remove(path)
 
 
+def link_output(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Put the files ``names`` of one folder into another: the same bytes, on the disk once."""
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, target / name)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source / name, target / name)
+
+
 def sync_output(folder: Path, names: Iterable[str]) -> None:
     """Wait until the files ``names``, relative to ``folder``, are on the disk, folders included."""
     folders = {folder}

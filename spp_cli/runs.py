@@ -40,6 +40,7 @@ from spp_cli.publishing import (
     holds_work,
     is_half_replaced,
     is_result,
+    link_output,
     output_files,
     partial_of,
     put_in_place,
@@ -264,6 +265,40 @@ class Run:
         if for_good or not holds_work(partial):
             with disk_errors(partial):
                 remove(partial)
+
+    def borrow(self, stage: str, lender: Run, fingerprint: Fingerprint) -> Manifest | None:
+        """Make the result of ``lender``, of the same fingerprint, this run's; return its record.
+
+        Within ``lock``, after ``begin``. The files are linked, so that they are on the disk once.
+        None, and the stage in progress begins anew, if the lender's result goes at this moment.
+
+        Raises:
+            WorkspaceError: the disk is full or cannot be written.
+        """
+        assert self._locked
+        partial, source = partial_of(self.folder / stage), lender.folder / stage
+        lent = lender.intact_manifest(stage)
+        if lent is None or lent.fingerprint != fingerprint.digest:
+            return None
+        with disk_errors(partial):
+            # First its mark: to go on with linked files would be to write into the lender's.
+            for path in (partial / FINGERPRINT, *partial.iterdir()):
+                if path.name != CONFIG:
+                    remove(path)
+            try:
+                link_output(source, partial, lent.files)
+            except FileNotFoundError:
+                lent = None
+            if lent is None or lender.intact_manifest(stage) != lent:
+                config_yaml = (partial / CONFIG).read_text(encoding="utf-8")
+                remove(partial)
+                self.begin(stage, fingerprint, config_yaml, force=True)
+                return None
+            sync_output(partial, lent.files)
+            manifest = lent.model_copy(update={"borrowed_from": lender.name})
+            write_json(partial / MANIFEST, manifest.model_dump())
+            put_in_place(self.folder / stage)
+        return self.manifest(stage)
 
     def publish(
         self,

@@ -4,6 +4,7 @@
 <root>/.cache/digests.json
 <root>/.calibration/      calibration tokens, one file for each way to draw them, for all runs
 <root>/.training/         rows to finetune on, as tokens, in the same way
+<root>/.sweeps/           what became of the points of each sweep
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spp_cli.errors import WorkspaceError
-from spp_cli.fingerprint import disk_errors
+from spp_cli.fingerprint import Fingerprint, disk_errors
 from spp_cli.locking import RunInUse
 from spp_cli.runs import RESULTS, STAGES, Run, State
 
@@ -51,6 +52,11 @@ class Workspace:
     def training(self) -> Path:
         """Where the tokens of training rows are kept."""
         return self.root / ".training"
+
+    @property
+    def sweeps(self) -> Path:
+        """Where each sweep has its records."""
+        return self.root / ".sweeps"
 
     def run(self, name: str) -> Run:
         """Return the run of this name, there or not yet; what a kill left half replaced is mended.
@@ -92,6 +98,14 @@ class Workspace:
             names = [folder.name for folder in self.root.iterdir() if folder.is_dir()]
         runs = [self.run(name) for name in names if _NAME.fullmatch(name)]
         return sorted(filter(Run.exists, runs), key=lambda run: (-run.last_activity(), run.name))
+
+    def lender(self, stage: str, fingerprint: Fingerprint, borrower: Run) -> Run | None:
+        """Return a run other than ``borrower`` that has this very result; None if there is none."""
+        for run in self.runs():
+            manifest = run.intact_manifest(stage) if run.name != borrower.name else None
+            if manifest and manifest.fingerprint == fingerprint.digest:
+                return run
+        return None
 
     def latest(self, having: str | None = None) -> Run:
         """Return the run with the latest activity, of those that finished the stage ``having``.

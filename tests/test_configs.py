@@ -11,9 +11,11 @@ import pytest
 from spp_cli import fields, yaml12
 from spp_cli.config import SppConfig
 from spp_cli.settings import Layer, dump_yaml, read_yaml, validate
+from spp_cli.sweeps.sweep import read_sweep
 
 ROOT = Path(__file__).parents[1]
-READY = sorted((ROOT / "configs").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "configs").glob("sweep-*.yaml"))
+READY = sorted({*(ROOT / "configs").glob("*.yaml")} - {*SWEEPS})
 
 
 def test_there_is_one_for_each_model_that_is_promised() -> None:
@@ -37,6 +39,16 @@ def test_it_says_what_to_expect_and_sets_what_matters(path: Path) -> None:
     assert text.startswith("# ")
     assert {"model", "seed", "prune", "finetune", "eval"} <= set(layer.values)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_sweep_of_the_embedded_model_has_its_thirty_points() -> None:
+    (path,) = SWEEPS
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    sweep = read_sweep(str(path), Layer())
+    assert len({point.pruned_as() for point in sweep.points}) == 15
+    assert sorted({point.config.prune.sparsity for point in sweep.points}) == [0.5, 0.6, 0.75]
+    assert [point.name for point in sweep.points[:2]] == ["magnitude-0.5-none", "magnitude-0.5-spp"]
+    assert len(sweep.points) == 30
 
 
 HUB = [path for path in READY if not path.stem.startswith("demo")]

@@ -36,7 +36,7 @@ LEVELS = {
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
     **dict.fromkeys(("card", "comparability", "comparison", "difference", "push", "report"), 5),
-    "named_models": 5,
+    **dict.fromkeys(("named_models", "sweeps"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
@@ -52,6 +52,7 @@ MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "pipeline",
     "plan",
     "stages",
+    "sweeps",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -92,7 +93,9 @@ def test_a_method_knows_nothing_but_its_types():
         assert known <= {"pruning", "sparsity", "errors"}
 
 
-@pytest.mark.parametrize("arguments", ["--help", "prune --help", "status", "compare", "--version"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "prune --help", "status", "compare", "sweep --help", "--version"]
+)
 def test_help_and_status_do_not_wait_for_torch(arguments, tmp_path):
     code = (
         "import sys; from spp_cli.__main__ import main\n"

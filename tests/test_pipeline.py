@@ -13,7 +13,7 @@ from conftest import make_base_and_text, make_model
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError, WorkspaceError
-from spp_cli.pipeline import StageOutcome, run_stages
+from spp_cli.pipeline import StageOutcome, run_stages, up_to_date
 from spp_cli.progress import Silent
 from spp_cli.stages import finetune
 from spp_cli.status import run_status
@@ -233,6 +233,115 @@ def test_a_pruned_model_is_made_anew_when_one_of_its_several_texts_changed():
     other = {"prune.calibration.source": {"text.txt": 3, "more.txt": 1}}
     with pytest.raises(WorkspaceError, match=r"prune\.calibration\.source\.text\.txt: 1.0 → 3.0"):
         run("prune", name="other", changes=other)
+
+
+def bytes_of(name: str) -> dict[str, bytes]:
+    folder = Path("workspace") / name / "prune"
+    own = ("manifest.json", "config.yaml")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_model_that_another_run_has_pruned_is_linked_bit_for_bit_and_then_stands_alone():
+    reporter = Bars()
+    (outcome,) = run("prune", name="other", reporter=reporter)
+    assert reporter.opened == []
+    assert (outcome.skipped, outcome.manifest.borrowed_from) == (False, "r")
+    assert bytes_of("other") == bytes_of("r")
+    weights = [Path(f"workspace/{name}/prune/model.safetensors") for name in ("r", "other")]
+    assert weights[0].samefile(weights[1])
+    records = [Path(f"workspace/{name}/prune/config.yaml") for name in ("r", "other")]
+    assert not records[0].samefile(records[1])
+    assert skipped(run("prune", name="other")) == ["prune"]
+
+    before = bytes_of("r")
+    run("prune", name="other", force=True, changes={"prune.sparsity": 0.6})
+    assert bytes_of("r") == before
+    shutil.rmtree("workspace/r")
+    run("finetune", name="other", changes={"prune.sparsity": 0.6})
+    assert states("other")["finetune"] == "done"
+
+
+def test_to_force_a_pruning_is_to_do_it_and_its_bytes_are_those_of_the_one_that_was_linked():
+    run("prune", name="linked")
+    reporter = Bars()
+    (outcome,) = run("prune", name="made", force=True, reporter=reporter)
+    assert (outcome.manifest.borrowed_from, reporter.opened[-1:]) == (None, ["prune"])
+    assert bytes_of("made") == bytes_of("linked")
+
+
+def test_without_hard_links_the_files_are_copied(monkeypatch):
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("spp_cli.publishing.os.link", refused)
+    (outcome,) = run("prune", name="other")
+    assert outcome.manifest.borrowed_from == "r"
+    assert bytes_of("other") == bytes_of("r")
+    weights = [Path(f"workspace/{name}/prune/model.safetensors") for name in ("r", "other")]
+    assert not weights[0].samefile(weights[1])
+
+
+@pytest.mark.parametrize("spoil", ["other settings", "damaged", "another text"])
+def test_what_is_not_the_same_or_not_whole_is_not_linked(spoil):
+    changes = {"prune.sparsity": 0.6} if spoil == "other settings" else {}
+    if spoil == "damaged":
+        Path("workspace/r/prune/model.safetensors").write_bytes(b"")
+    if spoil == "another text":
+        Path("text.txt").write_text(Path("text.txt").read_text().replace("add", "sub"))
+    (outcome,) = run("prune", name="other", changes=changes)
+    assert outcome.manifest.borrowed_from is None
+
+
+def test_a_killed_link_leaves_nothing_that_a_pruning_would_go_on_with(monkeypatch):
+    def dying(*_: object) -> None:
+        raise Killed
+
+    before = bytes_of("r")
+    with monkeypatch.context() as patch:
+        patch.setattr("spp_cli.runs.sync_output", dying)
+        with pytest.raises(Killed):
+            run("prune", name="other")
+    assert states("other")["prune"] == "missing"
+    shutil.rmtree("workspace/r/merge")
+    lent = Path("workspace/r/prune").rename("lent")  # so that it has to be pruned now
+    (outcome,) = run("prune", name="other")
+    assert outcome.manifest.borrowed_from is None
+    lent.rename("workspace/r/prune")
+    assert bytes_of("r") == before == bytes_of("other")
+
+
+def test_a_lender_that_is_replaced_at_this_moment_lends_nothing(monkeypatch):
+    from spp_cli import runs
+
+    link = runs.link_output
+
+    def replaced_meanwhile(*given: Any) -> None:
+        link(*given)
+        Path("workspace/r/prune/manifest.json").unlink()
+
+    monkeypatch.setattr(runs, "link_output", replaced_meanwhile)
+    reporter = Bars()
+    (outcome,) = run("prune", name="other", reporter=reporter)
+    assert outcome.manifest.borrowed_from is None
+    assert "prune" in reporter.opened
+    assert skipped(run("prune", name="other")) == ["prune"]
+
+
+def test_a_run_is_up_to_date_until_a_setting_an_input_or_a_file_changes():
+    def is_current(**changes: Any) -> bool:
+        settings = {**SETTINGS, "model": {"path": "base"}, **changes}
+        return up_to_date(STAGES, SppConfig.model_validate(settings), run="r")
+
+    assert is_current()
+    assert not is_current(seed=1)
+    assert not is_current(merge={"check_sequences": 2, "check_length": 8})
+    Path("workspace/r/merge/model.safetensors").write_bytes(b"")
+    assert not is_current()
+    run("merge", force=True)
+    assert is_current()
+    Path("text.txt").write_text("another\n" * 500)
+    assert not is_current()
 
 
 def test_the_dense_model_is_measured_once_for_all_runs():

@@ -13,6 +13,7 @@ from spp_cli.commands.push import PUSH
 from spp_cli.commands.report import REPORT
 from spp_cli.commands.stages import EVAL, FINETUNE, MERGE, PRUNE, RUN
 from spp_cli.commands.status import STATUS
+from spp_cli.commands.sweep import SWEEP
 
 __all__ = ["COMMANDS", "GROUPS"]
 
@@ -24,6 +25,7 @@ COMMANDS = (
     EVAL,
     DATA_CHECK,
     RUN,
+    SWEEP,
     PLAN,
     STATUS,
     COMPARE,

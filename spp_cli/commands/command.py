@@ -12,16 +12,19 @@ from typing import Any
 
 import typer
 
+from spp_cli.errors import ConfigError
 from spp_cli.flags import Flag
 from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.settings import Layer, assigned, parse_assignment
-from spp_cli.workspace import Workspace
+from spp_cli.sweeps.record import sweep_runs
+from spp_cli.workspace import Run, Workspace
 
 __all__ = [
-    "CONFIG", "FORCE", "SET", "WORKSPACE", "Command",
-    "argument", "asked", "count", "flag_parameter", "option", "switch", "workspace_of",
+    "CONFIG", "FORCE", "SET", "SWEEP_NAME", "WORKSPACE", "Command",
+    "argument", "asked", "count", "flag_parameter", "named_runs", "option", "switch",
+    "workspace_of",
 ]  # fmt: skip
 
 Given = dict[str, Any]
@@ -109,6 +112,21 @@ def workspace_of(given: Given) -> Workspace:
     return Workspace(given["workspace"] or default_workspace())
 
 
+def named_runs(given: Given, workspace: Workspace) -> list[Run]:
+    """Return the runs that ``runs`` names, or those of the sweep that ``SWEEP_NAME`` does.
+
+    Raises:
+        ConfigError: both are given.
+        WorkspaceError: one is not there.
+    """
+    names = list(dict.fromkeys(given["runs"] or []))
+    if given["sweep"] and names:
+        raise ConfigError("--sweep names its runs by itself. Leave it or the names of runs out")
+    if given["sweep"]:
+        return sweep_runs(workspace, given["sweep"])
+    return [workspace.existing_run(name) for name in names]
+
+
 def _key_name(flag: Flag) -> str:
     return flag.key.replace(".", "__")
 
@@ -131,4 +149,5 @@ SET = _parameter(
     ),
 )
 FORCE = switch("force", "Make it anew, whatever is there", "Run")
+SWEEP_NAME = option("sweep", "All runs of this sweep, instead of their names", metavar="NAME")
 WORKSPACE = option("workspace", "Folder of all runs; default: $SPP_WORKSPACE, or ./workspace")

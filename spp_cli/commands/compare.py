@@ -6,7 +6,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, option, workspace_of
+from spp_cli.commands.command import (
+    SWEEP_NAME,
+    WORKSPACE,
+    Command,
+    Given,
+    argument,
+    named_runs,
+    option,
+    workspace_of,
+)
 from spp_cli.comparison import MADE_BY, mark, rows
 from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
@@ -29,8 +38,7 @@ def _compare(given: Given, _: Reporter) -> Answer:
     stages = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
     for stage in stages:
         _check_word("--stage", stage, MADE_BY)
-    names = dict.fromkeys(given["runs"] or [])
-    runs = [workspace.existing_run(name) for name in names] or workspace.runs()
+    runs = named_runs(given, workspace) or workspace.runs()
     found: Sequence[Any] = rows(runs)
     evaluated = {name for row in found for name in row["runs"]}
     without = [run.name for run in runs if run.name not in evaluated]
@@ -86,6 +94,7 @@ COMPARE = Command(
             metavar="FORMAT",
         ),
         option("output", "Write the table to this file", metavar="FILE"),
+        SWEEP_NAME,
         WORKSPACE,
     ],
     _compare,

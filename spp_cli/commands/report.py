@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from spp_cli.commands.command import (
+    SWEEP_NAME,
     WORKSPACE,
     Command,
     Given,
     argument,
+    named_runs,
     option,
     switch,
     workspace_of,
@@ -33,8 +35,7 @@ __all__ = ["REPORT"]
 
 def _report(given: Given, reporter: Reporter) -> Answer:
     workspace = workspace_of(given)
-    names = list(dict.fromkeys(given["runs"] or []))
-    runs = [workspace.existing_run(name) for name in names] or [workspace.latest("prune")]
+    runs = named_runs(given, workspace) or [workspace.latest("prune")]
     output = _output(given["output"], workspace, [run.name for run in runs])
     prompts = _prompts(given)
     missing = ""
@@ -147,6 +148,7 @@ REPORT = Command(
         _LAYER,
         _PROMPT,
         switch("no_samples", "Write no samples: they load the models"),
+        SWEEP_NAME,
         WORKSPACE,
     ],
     _report,

@@ -25,7 +25,7 @@ from spp_cli.commands.command import (
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
-from spp_cli.invocation import resolve, resolve_for_folder
+from spp_cli.invocation import resolve, resolve_for_folder, stage_list
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
 from spp_cli.reporting import tables
@@ -52,6 +52,9 @@ _PREVIEW = count(
     "Print so many rows as the model sees them, with what is trained on; train nothing",
     "Data",
 )
+_STAGES = option(
+    "stages", "Run only these; prune,eval for example", metavar="STAGE,...", panel="Run"
+)
 _FIND_LR = switch(
     "find_lr", "Try rates, schedules and r in short finetunes, show the best, and stop", "Training"
 )
@@ -65,6 +68,8 @@ def _command(name: str, stages: Sequence[str], text: str, *own: Parameter) -> Co
 
 def _run(name: str, stages: Sequence[str], given: Given, reporter: Reporter) -> Answer:
     flags = asked(FLAGS[name], given)
+    if given.get("stages"):
+        stages = stage_list(given["stages"], "--stages")
     if given.get("path"):
         return _evaluate_folder(given["path"], given["config"], flags, reporter)
     config, run = resolve(name, given["config"], flags)
@@ -115,6 +120,7 @@ def _document(outcome: Any) -> dict[str, Any]:
         "run": outcome.run,
         "folder": str(outcome.folder),
         "skipped": outcome.skipped,
+        "borrowed_from": outcome.manifest.borrowed_from,
         "metrics": outcome.manifest.metrics,
     }
     if outcome.stage == "eval":
@@ -125,8 +131,11 @@ def _document(outcome: Any) -> dict[str, Any]:
 def _line(outcome: Any) -> str:
     sparsity = outcome.manifest.metrics.get("sparsity")
     facts = "" if sparsity is None else f", sparsity {sparsity:.4f}"
-    took = duration(outcome.manifest.seconds)
-    how = "is up to date" if outcome.skipped else f"took {took}{facts}"
+    how = f"took {duration(outcome.manifest.seconds)}{facts}"
+    if lender := outcome.manifest.borrowed_from:
+        how = f"is that of run {lender}{facts}"
+    if outcome.skipped:
+        how = "is up to date"
     return f"{outcome.stage} {how}: {outcome.folder}"
 
 
@@ -152,4 +161,4 @@ MERGE = _command("merge", ["merge"], "Multiply the adapter into the weights: a p
 EVAL = _command(
     "eval", ["eval"], "Measure perplexity and accuracy of any stage, or of a folder.", _PATH
 )
-RUN = _command("run", STAGES, "Run all stages in order, skipping what is up to date.")
+RUN = _command("run", STAGES, "Run all stages in order, skipping what is up to date.", _STAGES)

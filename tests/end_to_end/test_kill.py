@@ -213,15 +213,17 @@ def test_a_pruning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_run
     settings += ["--samples", "32", "--sequence-length", "64", "--set", f"prune.order={order}"]
 
     def weights(run: str) -> bytes:
-        return (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()
+        return (tmp_path / run / "r/prune/model.safetensors").read_bytes()
 
-    common = ["prune", *settings, "--workspace", str(tmp_path / "workspace"), "--run"]
-    subprocess.run([*SPP, *common, "calm"], check=True, capture_output=True, env=ONE_THREAD)
+    # Each in a workspace of its own: in a common one it would be pruned once and linked.
+    common = ["prune", *settings, "--run", "r", "--workspace"]
+    calm = [*common, str(tmp_path / "calm")]
+    subprocess.run([*SPP, *calm], check=True, capture_output=True, env=ONE_THREAD)
     kills, seed = 0, 0
     while kills < 20:  # a run that was through before its twentieth kill is followed by another
-        run = f"r{seed}"
-        partial = tmp_path / f"workspace/{run}/prune.partial"
-        kills += kill_often([*common, run], model, partial, seed)
+        run = f"shaken-{seed}"
+        partial = tmp_path / run / "r/prune.partial"
+        kills += kill_often([*common, str(tmp_path / run)], model, partial, seed)
         assert weights(run) == weights("calm")
         seed += 1
 

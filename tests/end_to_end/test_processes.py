@@ -43,7 +43,8 @@ def spp(folder: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subproce
 def test_two_processes_prune_as_one_does(how, tmp_path):
     together = spp(tmp_path, "prune", *SMALL, *how, "--run", "two", "--json", launch=LAUNCH)
     assert together.returncode == 0, together.stderr
-    alone = spp(tmp_path, "prune", *SMALL, *how, "--run", "one", "--json")
+    # --force: else it would be linked from the other run, which is the same.
+    alone = spp(tmp_path, "prune", *SMALL, *how, "--run", "one", "--force", "--json")
     assert alone.returncode == 0, alone.stderr
     assert (
         json.loads(together.stdout)["metrics"]["sparsity"]
@@ -66,7 +67,7 @@ def test_hessians_of_two_processes_make_a_model_as_good_as_those_of_one(tmp_path
         done = spp(
             tmp_path,
             *("prune", *SMALL, "--method", "sparsegpt", "--pattern", "2:4"),
-            *("--set", "prune.order=two-pass", "--run", run, "--json"),
+            *("--set", "prune.order=two-pass", "--run", run, "--force", "--json"),
             launch=launch,
         )
         assert done.returncode == 0, done.stderr
@@ -92,7 +93,7 @@ def test_a_pruning_by_two_processes_that_was_killed_goes_on(tmp_path):
     again = spp(tmp_path, "prune", *how, launch=LAUNCH)
     assert again.returncode == 0, again.stderr
     assert "going on after block" in again.stderr
-    whole = spp(tmp_path, "prune", *how[:-1], "whole", launch=LAUNCH)
+    whole = spp(tmp_path, "prune", *how[:-1], "whole", "--force", launch=LAUNCH)
     assert whole.returncode == 0, whole.stderr
     contents = [
         (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()

@@ -1,0 +1,1 @@
+"""Many runs from one file: its points, their processes, and what became of each."""

@@ -1,0 +1,83 @@
+"""What became of the points of a sweep, on disk: ``<workspace>/.sweeps/<sweep>/points.json``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spp_cli.errors import WorkspaceError
+from spp_cli.fingerprint import write_json
+from spp_cli.workspace import Run, Workspace
+
+__all__ = ["Record", "State", "sweep_runs"]
+
+_POINTS = "points.json"
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass
+class Outcome:
+    """What became of a point; ``seconds`` are those of all its processes so far."""
+
+    state: State = "waiting"
+    error: str = ""
+    seconds: float = 0.0
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Record:
+    """The outcomes of a sweep's points by name, in their order, kept on disk at each change."""
+
+    def __init__(self, folder: Path, file: str, values: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self._file = file
+        earlier = self._read()
+        self.outcomes = {
+            name: Outcome(seconds=earlier.get(name, 0.0), values=own)
+            for name, own in values.items()
+        }
+
+    def set(self, name: str, state: State, *, error: str = "", seconds: float = 0.0) -> None:
+        """Note a change, and add ``seconds`` to those of the point."""
+        outcome = self.outcomes[name]
+        outcome.state, outcome.error = state, error
+        outcome.seconds += seconds
+        points = {key: asdict(value) for key, value in self.outcomes.items()}
+        write_json(self.folder / _POINTS, {"format": 1, "file": self._file, "points": points})
+
+    def failed(self) -> dict[str, str]:
+        """Return why points failed, by name."""
+        found = self.outcomes.items()
+        return {name: outcome.error for name, outcome in found if outcome.state == "failed"}
+
+    def _read(self) -> dict[str, float]:
+        """Return the seconds on record; none if it is not there or cannot be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            points = json.loads((self.folder / _POINTS).read_bytes())["points"]
+            return {name: float(point["seconds"]) for name, point in points.items()}
+        return {}
+
+
+def sweep_runs(workspace: Workspace, name: str) -> list[Run]:
+    """Return the runs of a sweep's points that have begun, in the order of its file.
+
+    Raises:
+        WorkspaceError: none has; or the workspace has no record of this sweep, with the names of
+            those it has.
+    """
+    path = workspace.sweeps / name / _POINTS
+    try:
+        points = json.loads(path.read_bytes())["points"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = sorted(other.parent.name for other in workspace.sweeps.glob(f"*/{_POINTS}"))
+        known = ", ".join(found) or "none"
+        raise WorkspaceError(
+            f"{workspace.root} has no sweep {name}. Sweeps there: {known}"
+        ) from None
+    begun = [run for run in map(workspace.run, points) if run.exists()]
+    if not begun:
+        raise WorkspaceError(f"sweep {name} has not begun any run yet. Run it: spp sweep")
+    return begun
