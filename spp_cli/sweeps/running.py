@@ -88,9 +88,8 @@ class _Running:
 
     def _start(self) -> None:
         """Give every free slot the first point that may start."""
-        for slot in range(self._jobs):
-            point = next(filter(self._may_start, self._waiting), None)
-            if slot not in self._active and point:
+        for slot in set(range(self._jobs)) - set(self._active):
+            if point := next(filter(self._may_start, self._waiting), None):
                 self._waiting.remove(point)
                 variables = environment(slot, self._jobs, self._devices)
                 self._active[slot] = Job(point, self._record.folder, variables)
