@@ -20,7 +20,7 @@ from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Order, Round
 from spp_cli.pruning.output_error import output_error
-from spp_cli.pruning.statistics import Statistic
+from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
 
@@ -58,9 +58,8 @@ class Recipe:
     stored_dtype: Callable[[str], torch.dtype]
 
     def statistics(self) -> list[type[Statistic]]:
-        """Return what method and refinement ask to know of a layer's inputs, each once."""
-        asked = (self.method.statistic, self.refinement.statistic)
-        return list(dict.fromkeys(kind for kind in asked if kind is not None))
+        """Return what must be known of a layer's inputs."""
+        return fewest(each.statistic for each in (self.method, self.refinement))
 
 
 def misfits(
