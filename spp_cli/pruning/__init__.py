@@ -4,4 +4,5 @@ TABLE = {
     "magnitude": "spp_cli.pruning.magnitude:Magnitude",
     "wanda": "spp_cli.pruning.wanda:Wanda",
     "sparsegpt": "spp_cli.pruning.sparsegpt:SparseGPT",
+    "fista": "spp_cli.pruning.fista:Fista",
 }
