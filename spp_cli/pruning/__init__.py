@@ -5,4 +5,5 @@ TABLE = {
     "wanda": "spp_cli.pruning.wanda:Wanda",
     "sparsegpt": "spp_cli.pruning.sparsegpt:SparseGPT",
     "fista": "spp_cli.pruning.fista:Fista",
+    "mrp": "spp_cli.pruning.mrp:MRP",
 }
