@@ -6,4 +6,5 @@ TABLE = {
     "sparsegpt": "spp_cli.pruning.sparsegpt:SparseGPT",
     "fista": "spp_cli.pruning.fista:Fista",
     "mrp": "spp_cli.pruning.mrp:MRP",
+    "alps": "spp_cli.pruning.alps:ALPS",
 }
