@@ -68,7 +68,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     tokens = text.tokens if text else 0
     order: str = settings.order
     if order == "auto":
-        kinds = fewest((settings.method.statistic,))
+        kinds = fewest((settings.method.statistic, settings.recover.statistic))
         held = held_in_one_pass(tokens, linears, kinds)
         order = choose_order(pattern.sparsity, held, device, kinds) if is_here else "two-pass"
     hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
@@ -79,6 +79,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         decoder,
         linears,
         settings.method,
+        settings.recover,
         text,
         order=order,
         offload=offload,
@@ -100,6 +101,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
             "pattern": str(pattern),
             "sparsity": pattern.sparsity,
             "refine": settings.refine.name,
+            "recover": settings.recover.name,
             "allocation": settings.allocation.name,
             "order": order if text else None,
             "offload": offload if text else None,

@@ -13,6 +13,7 @@ from spp_cli.errors import NumericalError
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.statistics import Statistic
+from spp_cli.recovering.recovery import Recovery
 from spp_cli.refining.refinement import Refinement
 
 __all__ = ["BlockInputs", "Known", "Sharing"]
@@ -30,7 +31,7 @@ class Known:
     def __iter__(self) -> Iterator[Statistic]:
         return iter(self._statistics.values())
 
-    def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
+    def of(self, asking: PruningMethod | Refinement | Recovery) -> Statistic | None:
         """Return the statistic that is asked for, or one that does for it."""
         wanted = asking.statistic
         found = (kind for kind in self._statistics if wanted and issubclass(kind, wanted))

@@ -16,6 +16,7 @@ from spp_cli.models.activations import Offload
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.statistics import Statistic, fewest
+from spp_cli.recovering.recovery import Recovery
 
 __all__ = ["CalibrationSize", "Needs", "held_in_one_pass", "prune_needs"]
 
@@ -67,6 +68,7 @@ def prune_needs(
     decoder: Decoder,
     linears: Sequence[Linear],
     method: PruningMethod,
+    recovery: Recovery,
     calibration: CalibrationSize | None,
     *,
     order: str,
@@ -91,9 +93,12 @@ def prune_needs(
     masks = sum(pruned) // 8
 
     groups = [_by_input(chosen) for chosen in blocks]
-    kinds = fewest((method.statistic,))
+    kinds = fewest((method.statistic, recovery.statistic))
     on_device = block * compute.itemsize + max(
-        method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features)
+        max(
+            method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features),
+            *(recovery.workspace(*linear.weight.shape) for linear in group),
+        )
         for of_block in groups
         for group in of_block
     )

@@ -82,6 +82,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         settings.refine,
         shares.patterns,
         stored_dtype=lambda name: cast_to or stored_as[name],
+        recovery=settings.recover,
     )
 
     rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
