@@ -33,6 +33,10 @@ CASES = (
     ("wanda", "two-pass"),
     ("sparsegpt", "one-pass"),
     ("sparsegpt", "two-pass"),
+    ("fista", "one-pass"),
+    ("fista", "two-pass"),
+    ("mrp", "two-pass"),
+    ("alps", "two-pass"),
 )
 OTHERS = (("wanda", "llm-compressor"), ("sparsegpt", "llm-compressor"))  # if it is importable
 

@@ -36,7 +36,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     - ``run``; ``runs``, all in which it was measured; ``stage``: dense, prune, finetune or merge;
     - ``model``, the path of the dense model, and the first 16 digits of its ``model_digest``;
     - ``method``, ``pattern`` ("unstructured", "2:4"), ``target_sparsity``, ``allocation``,
-      ``refine``, ``order``, ``adapter``: None where they do not apply;
+      ``refine``, ``recover``, ``order``, ``adapter``: None where they do not apply;
     - ``settings``: by key ("finetune.learning_rate") all that decided the model;
     - ``perplexity``: by name ("perplexity@256") ``perplexity``, ``nats``, ``tokens``, ``length``,
       ``source`` and the tokens' ``digest``;
@@ -200,6 +200,7 @@ def _recipe(evaluated: _Evaluated, settings: Mapping[str, Any]) -> dict[str, Any
         "target_sparsity": settings.get("prune.sparsity"),
         "allocation": allocation,
         "refine": settings.get("prune.refine.name"),
+        "recover": settings.get("prune.recover.name"),
         "order": order,
         "adapter": settings.get("finetune.adapter.name"),
     }

@@ -298,6 +298,11 @@ class PruneConfig(Section):
         "none",
         description="Refinement of the mask; in YAML also a mapping of its name and its keys",
     )
+    recover: Annotated[Any, Plugin("spp_cli.recovering", "a recovery", "none")] = Field(
+        "none",
+        description="least-squares: the kept weights are fitted anew to the dense layer's outputs, "
+        "after any method and refinement; in YAML also a mapping of its name and its keys",
+    )
     calibration: CalibrationConfig = Field(
         default_factory=CalibrationConfig, description="The text whose activations guide the method"
     )
@@ -305,7 +310,7 @@ class PruneConfig(Section):
         "auto",
         description="two-pass: statistics of a block from its dense weights, as published; "
         "one-pass: each linear as soon as its input is there, in less time; auto: one-pass up to a "
-        "sparsity of 50 % if memory allows",
+        "sparsity of 50 %, with fista at any, if memory allows",
     )
     offload: Literal["auto", "device", "cpu", "disk"] = Field(
         "auto",
@@ -315,9 +320,9 @@ class PruneConfig(Section):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the method, the refinement or the allocation looks at the calibration text."""
-        asking = (self.method.statistic, self.refine.statistic)
-        return any(asking) or bool(self.allocation.reads_text)
+        """Whether anything that decides about weights looks at the calibration text."""
+        asking = (self.method, self.refine, self.recover)
+        return any(each.statistic for each in asking) or bool(self.allocation.reads_text)
 
     @model_validator(mode="before")
     @classmethod

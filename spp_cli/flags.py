@@ -119,6 +119,7 @@ _PRUNE = (
     Flag("Pruning", "prune.pattern"),
     Flag("Pruning", "prune.allocation"),
     Flag("Pruning", "prune.refine"),
+    Flag("Pruning", "prune.recover"),
     Flag("Pruning", "prune.order"),
     Flag("Pruning", "prune.include"),
     Flag("Pruning", "prune.exclude"),

@@ -23,6 +23,7 @@ from spp_cli.pipeline import stage_settings
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
 from spp_cli.pruning.orders import choose_order
+from spp_cli.pruning.statistics import fewest
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.workspace import STAGES, Run, Workspace
 
@@ -67,8 +68,9 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     tokens = text.tokens if text else 0
     order: str = settings.order
     if order == "auto":
-        held = held_in_one_pass(tokens, linears)
-        order = choose_order(pattern.sparsity, held, device) if is_here else "two-pass"
+        kinds = fewest((settings.method.statistic, settings.recover.statistic))
+        held = held_in_one_pass(tokens, linears, kinds)
+        order = choose_order(pattern.sparsity, held, device, kinds) if is_here else "two-pass"
     hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
     offload = settings.offload
     if offload == "auto":
@@ -77,6 +79,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         decoder,
         linears,
         settings.method,
+        settings.recover,
         text,
         order=order,
         offload=offload,
@@ -98,6 +101,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
             "pattern": str(pattern),
             "sparsity": pattern.sparsity,
             "refine": settings.refine.name,
+            "recover": settings.recover.name,
             "allocation": settings.allocation.name,
             "order": order if text else None,
             "offload": offload if text else None,

@@ -39,9 +39,10 @@ def test_a_row_has_what_the_stages_put_on_record(side_by_side: Workspace) -> Non
         assert row["perplexity"] == results[row["stage"]]["results"]
         assert row["sparsity"] == results[row["stage"]]["sparsity"]
         assert row["incomparable"] == []
-    recipe = ("method", "pattern", "target_sparsity", "allocation", "refine", "order", "adapter")
-    assert [dense[key] for key in recipe] == [None] * 7
-    wanda = ["wanda", "unstructured", 0.5, "uniform", "none", "one-pass"]
+    recipe = ["method", "pattern", "target_sparsity", "allocation", "refine", "recover"]
+    recipe += ["order", "adapter"]
+    assert [dense[key] for key in recipe] == [None] * 8
+    wanda = ["wanda", "unstructured", 0.5, "uniform", "none", "none", "one-pass"]
     assert [prune[key] for key in recipe] == [*wanda, None]
     assert [merge[key] for key in recipe] == [*wanda, "spp"]
     assert finetune["settings"]["finetune.learning_rate"] == 0.01

@@ -27,9 +27,8 @@ GROUND = {
 LEVELS = {
     **dict.fromkeys(GROUND, 0),
     **dict.fromkeys(("models", "sparsity", "data", "demo"), 1),
-    **dict.fromkeys(
-        ("pruning", "refining", "allocation", "adapters", "training", "evaluation", "reporting"), 2
-    ),
+    **dict.fromkeys(("pruning", "refining", "recovering", "allocation"), 2),
+    **dict.fromkeys(("adapters", "training", "evaluation", "reporting"), 2),
     **dict.fromkeys(("generation", "benchmarking"), 2),
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),

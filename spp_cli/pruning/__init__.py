@@ -4,4 +4,7 @@ TABLE = {
     "magnitude": "spp_cli.pruning.magnitude:Magnitude",
     "wanda": "spp_cli.pruning.wanda:Wanda",
     "sparsegpt": "spp_cli.pruning.sparsegpt:SparseGPT",
+    "fista": "spp_cli.pruning.fista:Fista",
+    "mrp": "spp_cli.pruning.mrp:MRP",
+    "alps": "spp_cli.pruning.alps:ALPS",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter, Task
 from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.magnitude import Magnitude
-from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.orders import Order, Round
 from spp_cli.pruning.output_error import output_error
-from spp_cli.pruning.statistics import Statistic
+from spp_cli.pruning.statistics import Statistic, fewest
+from spp_cli.recovering.recovery import NoRecovery, Recovery
 from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
 
@@ -56,11 +57,12 @@ class Recipe:
     refinement: Refinement
     patterns: Mapping[str, Pattern]
     stored_dtype: Callable[[str], torch.dtype]
+    recovery: Recovery = field(default_factory=NoRecovery)
 
     def statistics(self) -> list[type[Statistic]]:
-        """Return what method and refinement ask to know of a layer's inputs, each once."""
-        asked = (self.method.statistic, self.refinement.statistic)
-        return list(dict.fromkeys(kind for kind in asked if kind is not None))
+        """Return what must be known of a layer's inputs."""
+        asking = (self.method, self.refinement, self.recovery)
+        return fewest(each.statistic for each in asking)
 
 
 def misfits(
@@ -220,10 +222,12 @@ def _prune_group(
     linears: Sequence[Linear], known: Known | None, recipe: Recipe
 ) -> list[PrunedLayer]:
     """Prune, in place, linears that read one input."""
-    method, refinement, record = recipe.method, recipe.refinement, {}
+    method, refinement, recovery = recipe.method, recipe.refinement, recipe.recovery
+    record: dict[str, float] = {}
     names = ", ".join(linear.name for linear in linears)
     if known is None and recipe.statistics():
-        method, refinement, record = Magnitude(), NoRefinement(), {"tokens": 0}
+        method, refinement, recovery = Magnitude(), NoRefinement(), NoRecovery()
+        record = {"tokens": 0}
     weights = [linear.weight.float() for linear in linears]
     for linear, weight in zip(linears, weights, strict=True):
         if not _is_finite(weight):
@@ -237,6 +241,8 @@ def _prune_group(
     layers = []
     for linear, weight, pattern, pruned in zip(linears, weights, patterns, results, strict=True):
         refined = refinement.apply(weight, pruned, statistic, pattern)
+        if known and recovery.statistic:
+            refined = _recovered(recovery, weight, refined, known, linear.name)
         if not _is_finite(refined.weight):
             raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
         assert not refined.weight.logical_and(~refined.keep).any(), linear.name
@@ -246,6 +252,15 @@ def _prune_group(
         figures = {**refined.record, **record, **error}
         layers.append(PrunedLayer(linear, stored.cpu(), refined.keep.cpu(), figures))
     return layers
+
+
+def _recovered(
+    recovery: Recovery, weight: Tensor, pruned: Pruned, known: Known, name: str
+) -> Pruned:
+    try:
+        return recovery.recover(weight, pruned, known.of(recovery))
+    except NumericalError as error:
+        raise NumericalError(f"prune.recover {recovery.name}: {name}: {error}") from error
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ from spp_cli.errors import NumericalError
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.statistics import Statistic
+from spp_cli.recovering.recovery import Recovery
 from spp_cli.refining.refinement import Refinement
 
 __all__ = ["BlockInputs", "Known", "Sharing"]
@@ -30,19 +31,32 @@ class Known:
     def __iter__(self) -> Iterator[Statistic]:
         return iter(self._statistics.values())
 
-    def of(self, asking: PruningMethod | Refinement) -> Statistic | None:
-        """Return the statistic that a method or a refinement asks for."""
-        return self._statistics[asking.statistic] if asking.statistic else None
+    def of(self, asking: PruningMethod | Refinement | Recovery) -> Statistic | None:
+        """Return the statistic that is asked for, or one that does for it."""
+        wanted = asking.statistic
+        found = (kind for kind in self._statistics if wanted and issubclass(kind, wanted))
+        return self._statistics[next(found)] if wanted else None
 
-    def update(self, inputs: Tensor, shape: tuple[int, int]) -> None:
-        """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width)."""
+    def update(self, inputs: Tensor, shape: tuple[int, int], dense: Tensor | None = None) -> None:
+        """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width).
+
+        ``dense`` are those that the dense block gives, if they are known.
+        """
         samples, tokens = shape
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        # An expert is given tokens from here and there; those are no sequences.
+        # An expert is given tokens from here and there, in the dense block perhaps others: those
+        # are no sequences, and nothing to compare.
         whole = len(rows) == samples * tokens
         sequences = rows.view(samples if whole else 1, -1, rows.shape[-1])
         for statistic in self._statistics.values():
             statistic.update(sequences, samples)
+            if (
+                statistic.reads_dense
+                and whole
+                and dense is not None
+                and dense.shape == inputs.shape
+            ):
+                statistic.compare(rows, dense.reshape(rows.shape).float())
 
     def add_up(self) -> None:
         """Make what each process has counted what all together have."""
@@ -97,13 +111,22 @@ class BlockInputs:
         self._kinds = tuple(kinds)
         self._known: dict[str, Known] = {}
 
-    def count(self, linear: Linear, inputs: Tensor, shape: tuple[int, int]) -> None:
-        """Count in what ``linear`` is called with, on behalf of all that share it."""
+    def count(
+        self,
+        linear: Linear,
+        inputs: Tensor,
+        shape: tuple[int, int],
+        dense: Tensor | None = None,
+    ) -> None:
+        """Count in what ``linear`` is called with, on behalf of all that share it.
+
+        ``dense`` is what the dense block would call it with, if that is known.
+        """
         if not inputs.numel():
             return
         if linear.name not in self._known:
             self._known[linear.name] = self._nothing(linear, inputs.device)
-        self._known[linear.name].update(inputs, shape)
+        self._known[linear.name].update(inputs, shape, dense)
 
     def take(self, leader: Linear) -> Known | None:
         """Return, and forget, what all processes know of the inputs of ``leader``.

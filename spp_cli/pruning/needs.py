@@ -7,7 +7,7 @@ of them, the layers of the block until they are written, and the hidden states o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ import torch
 from spp_cli.models.activations import Offload
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.statistics import Statistic, fewest
+from spp_cli.recovering.recovery import Recovery
 
 __all__ = ["CalibrationSize", "Needs", "held_in_one_pass", "prune_needs"]
 
@@ -49,19 +51,24 @@ class Needs:
     written: int
 
 
-def held_in_one_pass(tokens: int, linears: Sequence[Linear]) -> int:
+def held_in_one_pass(
+    tokens: int, linears: Sequence[Linear], kinds: Iterable[type[Statistic]]
+) -> int:
     """Return the bytes that suspended forwards of ``tokens`` hold within a block with ``linears``.
 
-    Of each token about the block's input, the residual and the normed states, and the widest input.
+    Of each token about the block's input, the residual and the normed states, and the widest input;
+    twice, if one of the statistics to collect ``reads_dense``.
     """
     widths = [linear.in_features for linear in linears]
-    return tokens * (3 * min(widths) + max(widths)) * _FLOAT32
+    ways = 2 if any(kind.reads_dense for kind in kinds) else 1
+    return ways * tokens * (3 * min(widths) + max(widths)) * _FLOAT32
 
 
 def prune_needs(
     decoder: Decoder,
     linears: Sequence[Linear],
     method: PruningMethod,
+    recovery: Recovery,
     calibration: CalibrationSize | None,
     *,
     order: str,
@@ -86,8 +93,12 @@ def prune_needs(
     masks = sum(pruned) // 8
 
     groups = [_by_input(chosen) for chosen in blocks]
+    kinds = fewest((method.statistic, recovery.statistic))
     on_device = block * compute.itemsize + max(
-        method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features)
+        max(
+            method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features),
+            *(recovery.workspace(*linear.weight.shape) for linear in group),
+        )
         for of_block in groups
         for group in of_block
     )
@@ -100,11 +111,11 @@ def prune_needs(
         on_device += base * compute.itemsize
         on_device += calibration.tokens_at_once * (6 * hidden + 5 * widest) * _FLOAT32
         sizes = [
-            [_statistics(method, group[0].in_features) for group in of_block] for of_block in groups
+            [_statistics(kinds, group[0].in_features) for group in of_block] for of_block in groups
         ]
         if order == "one-pass":
             on_device += max(map(max, filter(None, sizes)))
-            on_device += held_in_one_pass(calibration.tokens, linears)
+            on_device += held_in_one_pass(calibration.tokens, linears, kinds)
         else:
             on_device += max(map(sum, sizes))
     kept = max(pruned) * (stored.itemsize + 1)  # weights and masks of a block until it is written
@@ -127,5 +138,5 @@ def _by_input(linears: Sequence[Linear]) -> list[list[Linear]]:
     return list(groups.values())
 
 
-def _statistics(method: PruningMethod, in_features: int) -> int:
-    return method.statistic.elements(in_features) * _FLOAT32 if method.statistic else 0
+def _statistics(kinds: Sequence[type[Statistic]], in_features: int) -> int:
+    return sum(kind.elements(in_features) for kind in kinds) * _FLOAT32

@@ -8,7 +8,7 @@ asking for the next. Of several processes each has its own batches, and all see 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from weakref import ReferenceType, ref
 
@@ -60,7 +60,8 @@ class Order(ABC):
         Args:
             linears: those of the ``index``-th block that are to be pruned, in any order.
             calls: its hidden states are replaced by the block's outputs, unless it ``is_last``.
-            kinds: the statistics to collect of every input.
+            kinds: the statistics to collect of every input. One that ``reads_dense`` is shown what
+                the dense block gives too, if the order prunes within the block.
 
         Linears that no text reached come with None.
         """
@@ -129,6 +130,9 @@ class OnePass(Order):
     Every batch's forward runs in a greenlet of its own that is suspended where it calls a linear,
     until all batches are there and the linear, with those that read the same input, is pruned. So
     the activations of all batches within the block are in memory together.
+
+    For a statistic that ``reads_dense`` each batch flows through the dense block as well, one
+    linear ahead: it is past a linear before that is pruned, so that no second block is needed.
     """
 
     def __init__(self) -> None:
@@ -155,12 +159,18 @@ class OnePass(Order):
 
         with _called(linears, see):
             flows = [_Flow(block, index, batch, calls) for batch in range(len(calls.shapes))]
+            if any(kind.reads_dense for kind in kinds):
+                turns = {linear.name: turn for turn, linear in enumerate(in_turn)}
+                for batch, flow in enumerate(flows):
+                    flow.dense = _DenseFlow(block, index, batch, calls, turns)
             for flow in flows:
                 flow.go_on(inputs, leaders, pruned)
             # The batches wait at different linears where a router sends their tokens different
             # ways; the one that is called first is the one that no batch comes to later.
             while at := _first_waiting(in_turn, flows):
                 group = remaining.pop(leaders[at.name])
+                for flow in flows:
+                    flow.leave_dense(group, for_good=not remaining)
                 yield [(group, inputs.take(at))]
                 pruned.update(linear.name for linear in group)
                 if is_last and not remaining:
@@ -232,11 +242,52 @@ def _turns(names: Sequence[str], called: Sequence[str]) -> list[float]:
     return [turn(number, name) for number, name in enumerate(names)]
 
 
+class _DenseFlow:
+    """The way of one batch through the dense block, as far as its linears are dense still.
+
+    It waits at each linear, and keeps what those that lead others are called with until it is asked
+    for. ``turns`` has the turn of each linear by name.
+    """
+
+    def __init__(
+        self, block: nn.Module, index: int, batch: int, calls: BlockCalls, turns: dict[str, int]
+    ) -> None:
+        self._turns = turns
+        self._turn: float = -1  # of the linear where it waits
+        self._inputs: dict[str, Tensor] = {}
+
+        def run() -> None:
+            calls.run(block, index, batch)
+
+        self._way = greenlet.greenlet(run)
+
+    def input_of(self, leader: Linear) -> Tensor | None:
+        """Return what ``leader`` is called with; None if it is not called for this batch."""
+        while self._turn < self._turns[leader.name]:
+            self._go_on()
+        return self._inputs.pop(leader.name, None)
+
+    def pass_by(self, group: Sequence[Linear]) -> None:
+        """Flow on until all of ``group`` have computed with their weights as they are."""
+        last = max(self._turns[linear.name] for linear in group)
+        while self._turn <= last:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if arrived := self._way.switch():
+            linear, tensor = arrived
+            self._turn = self._turns[linear.name]
+            self._inputs.setdefault(linear.name, tensor)
+        else:
+            self._turn = float("inf")
+
+
 class _Flow:
     """The way of one batch through a block; it waits at the linear ``at``, None if it is out."""
 
     def __init__(self, block: nn.Module, index: int, batch: int, calls: BlockCalls) -> None:
         self.at: Linear | None = None
+        self.dense: _DenseFlow | None = None  # the same batch, one linear ahead
         self._shape = calls.shapes[batch]
         self._inputs: dict[str, ReferenceType[Tensor]] = {}  # by leader
 
@@ -256,7 +307,8 @@ class _Flow:
             leader = leaders[linear.name]
             if linear.name not in pruned:
                 self._inputs[leader] = ref(tensor)
-                inputs.count(linear, tensor, self._shape)
+                dense = self.dense.input_of(linear) if self.dense else None
+                inputs.count(linear, tensor, self._shape, dense)
                 self.at = linear
                 return
             if leader not in self._inputs or self._inputs[leader]() is not tensor:
@@ -265,6 +317,13 @@ class _Flow:
                     "blocks, so it cannot be pruned in one pass. Set --order two-pass"
                 )
         self.at = None
+
+    def leave_dense(self, group: Sequence[Linear], *, for_good: bool) -> None:
+        """Have the dense flow pass by ``group``, which is about to be pruned, or end there."""
+        if for_good:
+            self.dense = None
+        elif self.dense:
+            self.dense.pass_by(group)
 
 
 class _SeenEnough(Exception):
@@ -297,13 +356,18 @@ def _by_leader(linears: Sequence[Linear], leaders: dict[str, str]) -> dict[str, 
 ORDERS: dict[str, type[Order]] = {"one-pass": OnePass, "two-pass": TwoPass}
 
 
-def choose_order(sparsity: float, held: int, device: torch.device) -> str:
+def choose_order(
+    sparsity: float, held: int, device: torch.device, kinds: Iterable[type[Statistic]]
+) -> str:
     """Return the name of the order that suits: one-pass where it costs no quality and fits.
 
     Args:
         sparsity: the share of zeros asked for.
         held: bytes that the suspended forwards of one pass hold.
+        kinds: the statistics to collect. One that ``reads_dense`` makes good in one pass what
+            earlier linears of the block have lost, whatever the sparsity.
     """
-    if sparsity <= _COSTS_NOTHING_UP_TO and choose_offload(held, device) == "device":
+    mends = any(kind.reads_dense for kind in kinds)
+    if (mends or sparsity <= _COSTS_NOTHING_UP_TO) and choose_offload(held, device) == "device":
         return "one-pass"
     return "two-pass"

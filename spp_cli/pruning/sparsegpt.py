@@ -6,28 +6,20 @@ Frantar & Alistarh 2023, arXiv:2301.00774.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from spp_cli.errors import NumericalError
+from spp_cli.pruning.factor import Factor, inverse_factor
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import NofM, Pattern
 
-__all__ = ["Factor", "SparseGPT"]
+__all__ = ["SparseGPT"]
 
 _NEAR = 32  # columns
-
-
-class Factor(NamedTuple):
-    """What layers with the same input share: U with UᵀU = H⁻¹, dead inputs, the damping used."""
-
-    upper: Tensor  # (in_features, in_features)
-    dead: Tensor  # (in_features,) bool
-    damping: float
 
 
 class SparseGPT(PruningMethod):
@@ -54,34 +46,10 @@ class SparseGPT(PruningMethod):
     def prepare(self, statistic: Gram) -> Factor:
         """Return the upper Cholesky factor of the inverse of the damped Hessian.
 
-        A Hessian that cannot be factorised is damped ten times more, three times at most, then
-        tried in float64; the damping that worked is in the result.
-
         Raises:
-            NumericalError: nothing of this helped.
+            NumericalError: it cannot be factorised, however it is damped.
         """
-        H = statistic.hessian()
-        diagonal = H.diagonal()
-        dead = diagonal == 0
-        diagonal[dead] = 1
-        mean = diagonal.mean()
-        for exponent, dtype in (
-            (0, H.dtype),
-            (1, H.dtype),
-            (2, H.dtype),
-            (3, H.dtype),
-            (3, torch.float64),
-        ):
-            damping = self.damping * 10**exponent
-            damped = H.to(dtype, copy=True)
-            damped.diagonal().add_(damping * mean)
-            upper = _upper_factor_of_inverse(damped)
-            if upper is not None:
-                return Factor(upper.float(), dead, damping)
-        raise NumericalError(
-            f"the Hessian cannot be factorised, not even with damping {damping:g} in float64. "
-            "Set a larger damping (method: {name: sparsegpt, damping: 0.1}) or more samples"
-        )
+        return inverse_factor(statistic.hessian(), self.damping, self.name)
 
     def prune(self, weight: Tensor, prepared: Factor, pattern: Pattern) -> Pruned:
         """Return the pruned and compensated weight (out_features, in_features) and its mask."""
@@ -153,12 +121,3 @@ def _keep(scores: Tensor, rows: Sequence[int], patterns: Sequence[Pattern]) -> T
 def _slices(start: int, stop: int, width: int) -> Iterator[slice]:
     for first in range(start, stop, width):
         yield slice(first, min(first + width, stop))
-
-
-def _upper_factor_of_inverse(H: Tensor) -> Tensor | None:
-    """Return U, upper triangular, with UᵀU = H⁻¹; None if H is not positive definite enough."""
-    lower, failed = torch.linalg.cholesky_ex(H)
-    if failed:
-        return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed or not upper.isfinite().all() else upper

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,17 @@ from spp_cli import processes
 
 _NARROWEST_PANEL = 256
 
-__all__ = ["Gram", "InputNorm", "Moments", "Statistic"]
+__all__ = ["Gram", "InputNorm", "Moments", "PairedGram", "Statistic", "fewest"]
 
 
 class Statistic(ABC):
-    """A running summary of the inputs of one or more linears that read the same tensor."""
+    """A running summary of the inputs of one or more linears that read the same tensor.
+
+    ``reads_dense``: whether it also wants to see the inputs that the dense block gives them, where
+    those that come to them are no longer the same.
+    """
+
+    reads_dense: ClassVar[bool] = False
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.samples = 0
@@ -28,6 +35,13 @@ class Statistic(ABC):
         ``samples`` is the number of sequences that gave them; ``inputs`` has fewer where it holds
         tokens from here and there.
         """
+
+    def compare(self, inputs: Tensor, dense: Tensor) -> None:
+        """Count in, beside ``inputs``, what the dense block gives for them: (tokens, in_features).
+
+        Called after ``update``, if the statistic ``reads_dense`` and the order of pruning knows.
+        """
+        raise NotImplementedError
 
     def add_up(self) -> None:
         """Make what each process has counted what all together have."""
@@ -49,6 +63,19 @@ class Statistic(ABC):
 
         Over the tokens of all samples, up to a factor that is the same for all weights.
         """
+
+
+def fewest(kinds: Iterable[type[Statistic] | None]) -> list[type[Statistic]]:
+    """Return the kinds that do for all of ``kinds``, each once: one does for what it derives from.
+
+    None, which asks for nothing, is left out.
+    """
+    asked = dict.fromkeys(kind for kind in kinds if kind is not None)
+    return [
+        kind
+        for kind in asked
+        if not any(other is not kind and issubclass(other, kind) for other in asked)
+    ]
 
 
 class InputNorm(Statistic):
@@ -82,20 +109,8 @@ class Gram(Statistic):
         self._total = torch.zeros(in_features, in_features, device=device)
 
     def update(self, inputs: Tensor, samples: int) -> None:
-        rows = inputs.flatten(0, -2)
-        for start, end in self._panels():
-            self._total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
+        _add_products(self._total, inputs.flatten(0, -2))
         self.samples += samples
-
-    def _panels(self) -> Iterator[tuple[int, int]]:
-        """Yield the rows of each panel; what is left of a panel's own columns is not computed.
-
-        With four panels that is three eighths of the products.
-        """
-        size = len(self._total)
-        width = max(_NARROWEST_PANEL, -(-size // 4))
-        for start in range(0, size, width):
-            yield start, min(start + width, size)
 
     def is_finite(self) -> bool:
         return bool(self._total.isfinite().all())
@@ -112,8 +127,76 @@ class Gram(Statistic):
 
     def hessian(self) -> Tensor:
         """Return a new tensor (in_features, in_features)."""
-        upper = self._total.triu() * (2 / self.samples)
-        return upper + upper.triu(1).T
+        return _symmetric(self._total) * (2 / self.samples)
+
+    def norm(self) -> Tensor:
+        """Return what ``InputNorm.norm`` returns: (in_features,)."""
+        return (self._total.diagonal() / self.samples).sqrt()
+
+
+class PairedGram(Gram):
+    """As ``Gram``, and how far the inputs x are from those that the dense block gives, y.
+
+    What is held of that, Σ (y − x)ᵀx and Σ (y − x)ᵀ(y − x), is there once an input differs.
+    """
+
+    reads_dense: ClassVar[bool] = True
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        super().__init__(in_features, device)
+        self._cross: Tensor | None = None
+        self._square: Tensor | None = None
+
+    def compare(self, inputs: Tensor, dense: Tensor) -> None:
+        difference = dense - inputs
+        if not difference.any():
+            return
+        cross, square = self._differing()
+        cross.addmm_(difference.T, inputs)
+        _add_products(square, difference)
+
+    def add_up(self) -> None:
+        if any(processes.collect(self._cross is not None)):
+            self._differing()
+        super().add_up()
+
+    def _differing(self) -> tuple[Tensor, Tensor]:
+        if self._cross is None or self._square is None:
+            self._cross = torch.zeros_like(self._total)
+            self._square = torch.zeros_like(self._total)
+        return self._cross, self._square
+
+    def is_finite(self) -> bool:
+        return super().is_finite() and (self._cross is None or bool(self._cross.isfinite().all()))
+
+    @classmethod
+    def elements(cls, in_features: int) -> int:
+        return 3 * in_features * in_features
+
+    def difference(self) -> tuple[Tensor, Tensor] | None:
+        """Return (2 / samples) times Σ (y − x)ᵀx and Σ (y − x)ᵀ(y − x); None if y is always x."""
+        if self._cross is None or self._square is None:
+            return None
+        share = 2 / self.samples
+        return self._cross * share, _symmetric(self._square) * share
+
+
+def _add_products(total: Tensor, rows: Tensor) -> None:
+    """Add Σ xᵀx over ``rows`` to ``total``, which is right in its upper triangle alone.
+
+    Done in panels of rows; what lies on the left of a panel is not computed. With four panels that
+    is three eighths of the products.
+    """
+    size = len(total)
+    width = max(_NARROWEST_PANEL, -(-size // 4))
+    for start in range(0, size, width):
+        end = min(start + width, size)
+        total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    """Return the symmetric matrix whose upper triangle is that of ``upper``."""
+    return upper.triu() + upper.triu(1).T
 
 
 class Moments(InputNorm):

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.pruning.method import Pruned, PruningMethod
-from spp_cli.pruning.statistics import InputNorm
+from spp_cli.pruning.statistics import Gram, InputNorm
 from spp_cli.sparsity.patterns import NofM, Pattern
 
 __all__ = ["Wanda"]
@@ -35,7 +35,7 @@ class Wanda(PruningMethod):
             return "variant alpha chooses a count for each row, which N:M fixes. Use variant: row"
         return None
 
-    def prune(self, weight: Tensor, prepared: InputNorm, pattern: Pattern) -> Pruned:
+    def prune(self, weight: Tensor, prepared: InputNorm | Gram, pattern: Pattern) -> Pruned:
         """Choose what stays of ``weight`` (out_features, in_features) by ``prepared.norm()``."""
         scores = weight.abs() * _never_zero(prepared.norm())
         if self.variant == "alpha":

@@ -90,6 +90,8 @@ def _recipe(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name = prune["method"]["name"]
     yield "pruning method", _setting({**prune["method"], "name": METHODS.get(name, name)})
     yield "refinement of the mask", _setting(prune["refine"])
+    if "recover" in prune:  # which a model pruned before there was any has not
+        yield "recovery of the weights", _setting(prune["recover"])
     yield "pattern", _pattern(prune["pattern"])
     linears = f", of {own['metrics']['linears']} linear layers" if model["stage"] == "prune" else ""
     yield "sparsity", f"{own['metrics']['sparsity']!r} of the weights that were pruned{linears}"

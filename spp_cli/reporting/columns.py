@@ -23,6 +23,7 @@ RECIPE = (
     "target_sparsity",
     "allocation",
     "refine",
+    "recover",
     "order",
     "adapter",
 )

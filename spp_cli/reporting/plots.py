@@ -246,9 +246,9 @@ def _points(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[tuple[str,
         ]
         if measured not in row["perplexity"] or any(concerned):
             continue
-        refined = [row[key] for key in ("refine", "allocation")]
+        further = [row[key] for key in ("refine", "recover", "allocation")]
         pattern = row["pattern"] if row["pattern"] != "unstructured" else None
-        parts = [row["method"], pattern, *(x for x in refined if x not in ("none", "uniform"))]
+        parts = [row["method"], pattern, *(x for x in further if x not in ("none", "uniform"))]
         way = "" if row["stage"] == "dense" else " ".join(filter(None, parts))
         adapter = "" if row["stage"] in ("dense", "prune") else row["adapter"] or "finetuned"
         # A weight more or less that a method drops to round is no merit.

@@ -12,6 +12,7 @@ __all__ = ["METHODS", "made", "model_name", "source_name", "story"]
 METHODS = {"magnitude": "magnitude pruning", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
 _ADAPTERS = {"spp": "SPP", "lora": "LoRA"}
 _REFINEMENTS = {"dsnot": "DSnoT"}
+_RECOVERIES = {"least-squares": "a least-squares fit of what stayed"}
 _ALLOCATIONS = {"owl": "OWL shared the zeros out among the blocks.", "globs": "Layers lost unlike."}
 
 
@@ -41,6 +42,8 @@ def _pruned(manifest: Mapping[str, Any], model: str) -> str:
     method = METHODS.get(settings["method"]["name"], settings["method"]["name"])
     if refined := _REFINEMENTS.get(settings.get("refine", {}).get("name", "")):
         method = f"{method} and {refined}"
+    if recovered := _RECOVERIES.get(settings.get("recover", {}).get("name", "")):
+        method = f"{method}, then {recovered}"
     pattern = settings["pattern"]
     where = "wherever they fall" if pattern == "unstructured" else f"{pattern} kept"
     text = (

@@ -168,7 +168,7 @@ def plan_table(document: Mapping[str, Any]) -> str:
     """Return what ``spp plan`` found: the model, the layers by kind, what pruning needs, stages."""
     model, prune, needs = document["model"], document["prune"], document["needs"]
     how = [prune["method"], prune["pattern"]]
-    how += [prune["refine"]] * (prune["refine"] != "none")
+    how += [prune[key] for key in ("refine", "recover") if prune[key] != "none"]
     if text := prune["calibration"]:
         how.append(prune["order"])
         how.append(f"{text['samples']} × {text['length']} tokens of calibration")

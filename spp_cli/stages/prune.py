@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.pruning.needs import held_in_one_pass
 from spp_cli.pruning.orders import ORDERS, choose_order
 from spp_cli.pruning.output_error import best_known
+from spp_cli.pruning.statistics import Statistic
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
@@ -80,6 +82,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         settings.refine,
         shares.patterns,
         stored_dtype=lambda name: cast_to or stored_as[name],
+        recovery=settings.recover,
     )
 
     rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
@@ -92,8 +95,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         done = processes.give_out(done)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
-    held = held_in_one_pass(sum(batch.numel() for batch in batches), linears)
-    order = _order(settings, held, device, target)
+    kinds = recipe.statistics()
+    held = held_in_one_pass(sum(batch.numel() for batch in batches), linears, kinds)
+    order = _order(settings, held, kinds, device, target)
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     if processes.is_main():
         write_json(target / PROGRESS, progress)
@@ -133,7 +137,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "sparsity": overall,
             "linears": len(linears),
             "order": order if batches else None,
-            "output_error_from": best_known(recipe.statistics()),
+            "output_error_from": best_known(kinds),
             "layers": {
                 name: {"target": shares.ratios[name], **figure} for name, figure in figures.items()
             },
@@ -157,14 +161,20 @@ def _own_batches(tokens: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     return list(batches[processes.number() :: number])
 
 
-def _order(settings: PruneConfig, held: int, device: torch.device, target: Path) -> str:
+def _order(
+    settings: PruneConfig,
+    held: int,
+    kinds: Sequence[type[Statistic]],
+    device: torch.device,
+    target: Path,
+) -> str:
     """Return the name of the order: that of a pruning that was interrupted, if it was chosen here.
 
     So its blocks are all of one kind, even if the memory for ``held`` bytes is there no longer.
     """
     order: str = settings.order
     if order == "auto":
-        order = choose_order(settings.sparsity, held, device)
+        order = choose_order(settings.sparsity, held, device, kinds)
         with suppress(OSError, ValueError):
             order = json.loads((target / PROGRESS).read_bytes()).get("order", order)
     return str(processes.give_out(order))

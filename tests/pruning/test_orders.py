@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import ORDERS
 from spp_cli.pruning.sparsegpt import SparseGPT
-from spp_cli.pruning.statistics import InputNorm
+from spp_cli.pruning.statistics import InputNorm, PairedGram
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.refining.refinement import NoRefinement
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
@@ -114,6 +114,75 @@ def test_in_one_pass_each_linear_sees_what_the_pruned_ones_before_it_give(family
     differing = sum(int((masks[name] != expected[name]).sum()) for name in masks)
     # Sums in another order may turn a near tie: at most one weight in a thousand.
     assert differing <= sum(mask.numel() for mask in masks.values()) // 1000
+
+
+class SeesBoth(PruningMethod):
+    """Prunes by magnitude, and remembers Σ (y − x)ᵀx of each input in the order of pruning."""
+
+    statistic: ClassVar[type] = PairedGram
+    name: str = "sees-both"
+
+    def prepare(self, statistic: PairedGram) -> PairedGram:
+        seen.append(statistic.difference())
+        return statistic
+
+    def prune(self, weight, prepared, pattern):
+        return Magnitude().prune(weight, prepared, pattern)
+
+
+seen: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+
+
+@torch.no_grad()
+def inputs_of(model, linear) -> torch.Tensor:
+    """Return what a linear is called with, (tokens, in_features), in a run of the whole model."""
+    found = []
+    hook = linear.module.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    model(tokens())
+    hook.remove()
+    return found[0].flatten(0, 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi", "cohere", "gemma3"])
+def test_in_one_pass_it_is_known_what_the_dense_block_would_give_each_linear(family, load):
+    ours, plain = load(family), load(family)
+    seen.clear()
+    prune(ours, "one-pass", SeesBoth())
+    decoder, differs = Decoder(plain), 0
+    pruned_of = {linear.name: linear.weight.clone() for linear in Decoder(ours).all_linears()}
+    given = iter(seen)
+    for index in range(len(decoder.blocks)):
+        inside = decoder.linears(index)
+        called = [each for each in order_of_calls(plain) if each.name in {x.name for x in inside}]
+        dense = {linear.name: inputs_of(plain, linear) for linear in called}
+        for linear in called:
+            x, y = inputs_of(plain, linear), dense[linear.name]
+            linear.weight.copy_(pruned_of[linear.name])
+            before = [dense[each.name] for each in called[: called.index(linear)]]
+            if any(torch.equal(y, earlier) for earlier in before):
+                continue  # it shares the statistic of that one
+            found, expected = next(given), (y - x).T @ x * (2 / 6)
+            if found is None:
+                assert not (y - x).abs().max() > 1e-5
+                continue
+            differs += 1
+            torch.testing.assert_close(found[0], expected, rtol=1e-3, atol=1e-4)
+            square = (y - x).T @ (y - x) * (2 / 6)
+            torch.testing.assert_close(found[1], square, rtol=1e-3, atol=1e-4)
+    assert differs >= 2
+    assert next(given, "end") == "end"
+
+
+def test_in_two_passes_all_inputs_are_those_of_the_dense_block(load):
+    seen.clear()
+    prune(load("llama"), "two-pass", SeesBoth())
+    assert seen == [None] * 8
+
+
+def test_experts_have_nothing_to_be_compared_with(load):
+    seen.clear()
+    prune(load("mixtral"), "one-pass", SeesBoth())
+    assert sum(pair is not None for pair in seen) == 2  # o of both blocks
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])

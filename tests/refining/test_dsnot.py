@@ -7,6 +7,7 @@ import torch
 from golden_cases import case
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_cases import moments_of
 
 from spp_cli.pruning.statistics import Moments
 from spp_cli.refining.dsnot import DSnoT
@@ -20,13 +21,6 @@ CASES = [
     ("dsnot_16x32", "nm_2_4_wanda"),
     ("dsnot_16x32", "unstructured_50_wanda_thr5"),
 ]
-
-
-def moments_of(inputs: torch.Tensor) -> Moments:
-    moments = Moments(inputs.shape[-1], inputs.device)
-    for sample in inputs:
-        moments.update(sample[None], samples=1)
-    return moments
 
 
 def wanda_mask(weight: torch.Tensor, moments: Moments, pattern: Pattern) -> torch.Tensor:

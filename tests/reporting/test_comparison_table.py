@@ -28,7 +28,8 @@ def row(
     **more: Any,
 ) -> dict[str, Any]:
     text = {"perplexity": perplexity, "nats": 3.0, "source": "demo", "digest": "d", "tokens": 9}
-    recipe = {"pattern": "2:4", "target_sparsity": 0.5, "allocation": None, "refine": None}
+    recipe = {"pattern": "2:4", "target_sparsity": 0.5}
+    recipe |= dict.fromkeys(("allocation", "refine", "recover"))
     return {
         **{"run": run, "runs": [run or "r"], "stage": "prune", "model": "demo"},
         **{"model_digest": "f0", "method": method, **recipe, "order": None, "adapter": None},

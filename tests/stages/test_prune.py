@@ -82,6 +82,7 @@ class Killed(BaseException):
         ("wanda", "two-pass"),
         ("wanda", "one-pass"),
         ("sparsegpt", "one-pass"),
+        ("fista", "one-pass"),
         ("magnitude", "auto"),
     ],
 )
@@ -216,6 +217,25 @@ def test_it_records_how_far_the_output_of_each_layer_is_moved(method, known, den
     metrics = run(dense, tmp_path / "a", method=method).metrics
     assert metrics["output_error_from"] == known
     assert all(0 < layer["output_error"] < 1 for layer in metrics["layers"].values())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("refine", ["none", "dsnot"])
+def test_recovered_weights_have_the_same_masks_and_less_of_the_error(
+    method, refine, dense, tmp_path
+):
+    changes = {"method": method, "refine": refine, "include": "*.layers.0.*", "order": "two-pass"}
+    before = run(dense, tmp_path / "a", **changes)
+    after = run(dense, tmp_path / "b", **changes, recover="least-squares")
+    assert after.mask_digest == before.mask_digest
+    assert after.metrics["output_error_from"] == "gram"
+    assert all(0 < layer["recovered"] < 1 for layer in after.metrics["layers"].values())
+    assert after.metrics["calibration"] is not None  # which magnitude alone has no use for
+
+
+def test_a_method_that_mends_earlier_layers_is_run_in_one_pass_at_any_sparsity(dense, tmp_path):
+    assert run(dense, tmp_path / "a", method="fista").metrics["order"] == "one-pass"
+    assert run(dense, tmp_path / "b", method="sparsegpt").metrics["order"] == "two-pass"
 
 
 def linears_of(dense: Path) -> dict[str, Linear]:

@@ -161,7 +161,7 @@ MISTAKES = [
         "a --set of a section",
         "spp prune small.yaml --set prune=wanda",
         "--set prune=wanda: prune is 'wanda'; must be a section with the keys method, pattern, "
-        "sparsity, allocation, include, exclude, refine, calibration, order, offload",
+        "sparsity, allocation, include, exclude, refine, recover, calibration, order, offload",
     ),
     Mistake(
         "several mistakes in one file",
