@@ -108,8 +108,8 @@ def test_the_longer_examples_are_a_method_a_statistic_and_an_adapter(tmp_path, m
         counted.update(inputs, samples=2)
     torch.testing.assert_close(mean.mean(), inputs.abs().sum(dim=(0, 1)) / 2)
 
-    ria = method.RIA()
-    pruned = ria.prune(weight, ria.prepare(norm), NofM(2, 4))
+    between = method.Between()
+    pruned = between.prune(weight, between.prepare(norm), NofM(2, 4))
     assert (pruned.keep.view(3, 2, 4).sum(dim=2) == 2).all()
     assert torch.equal(pruned.weight[pruned.keep], weight[pruned.keep])
 

@@ -7,4 +7,6 @@ TABLE = {
     "fista": "spp_cli.pruning.fista:Fista",
     "mrp": "spp_cli.pruning.mrp:MRP",
     "alps": "spp_cli.pruning.alps:ALPS",
+    "isc": "spp_cli.pruning.isc:ISC",
+    "ria": "spp_cli.pruning.ria:RIA",
 }

@@ -51,6 +51,13 @@ class SparseGPT(PruningMethod):
         """
         return inverse_factor(statistic.hessian(), self.damping, self.name)
 
+    def scale(self, factor: Factor) -> Tensor:
+        """Return in which units a column's weights compete with those of others: (in_features,).
+
+        A score is the square of a weight in these units.
+        """
+        return factor.upper.diagonal()
+
     def prune(self, weight: Tensor, prepared: Factor, pattern: Pattern) -> Pruned:
         """Return the pruned and compensated weight (out_features, in_features) and its mask."""
         return self.prune_together([weight], prepared, [pattern])[0]
@@ -61,9 +68,9 @@ class SparseGPT(PruningMethod):
         """Return ``prune`` of each layer; the rows of all are solved at once.
 
         For each column j: e = (w − q)/U_jj, where q is w with its pruned entries zero; then
-        W_:,k −= e · U_jk for all k > j. Unstructured masks are chosen for ``block_size`` columns at
-        once by W²/U_jj²; those of N:M at each group's first column, from the weights as they are
-        then. The recorded loss is Σ e² / 2.
+        W_:,k −= e · U_jk for all k > j. Masks are chosen by W²/scale², which here is W²/U_jj²:
+        unstructured ones for ``block_size`` columns at once; those of N:M at each group's first
+        column, from the weights as they are then. The recorded loss is Σ e² / 2.
 
         An update reaches a few columns at once; what it does to the rest of the block, and to the
         columns behind it, waits to be done for many columns in one matrix product.
@@ -73,7 +80,7 @@ class SparseGPT(PruningMethod):
         # (in_features, out_features of all layers), so that a column lies in one piece
         columns = torch.cat(list(weights)).T.contiguous()
         columns[dead] = 0
-        pivots = U.diagonal()[:, None]
+        pivots, scale = U.diagonal()[:, None], self.scale(prepared)[:, None]
         keep = torch.empty_like(columns, dtype=torch.bool)
         loss = columns.new_zeros(columns.shape[1])  # a number read here would stall a GPU
         together, near = self._widths(patterns[0])
@@ -83,7 +90,7 @@ class SparseGPT(PruningMethod):
                 for j in range(first.start, first.stop):
                     if (j - block.start) % together == 0:
                         chosen = slice(j, min(j + together, block.stop))
-                        scores = (columns[chosen] / pivots[chosen]).square_()
+                        scores = (columns[chosen] / scale[chosen]).square_()
                         keep[chosen] = _keep(scores, rows, patterns)
                         share = (~keep[chosen]) / pivots[chosen]  # 0 for what stays
                     error = errors[j - block.start]

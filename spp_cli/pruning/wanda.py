@@ -12,7 +12,7 @@ from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Gram, InputNorm
 from spp_cli.sparsity.patterns import NofM, Pattern
 
-__all__ = ["Wanda"]
+__all__ = ["Wanda", "never_zero"]
 
 
 class Wanda(PruningMethod):
@@ -37,7 +37,7 @@ class Wanda(PruningMethod):
 
     def prune(self, weight: Tensor, prepared: InputNorm | Gram, pattern: Pattern) -> Pruned:
         """Choose what stays of ``weight`` (out_features, in_features) by ``prepared.norm()``."""
-        scores = weight.abs() * _never_zero(prepared.norm())
+        scores = weight.abs() * never_zero(prepared.norm())
         if self.variant == "alpha":
             keep = _keep_by_alpha(scores, pattern.sparsity)
         else:
@@ -45,7 +45,7 @@ class Wanda(PruningMethod):
         return Pruned(weight.masked_fill(~keep, 0.0), keep)
 
 
-def _never_zero(norm: Tensor) -> Tensor:
+def never_zero(norm: Tensor) -> Tensor:
     """Lift the norms of dead inputs to a trifle, so that |W| decides among their weights.
 
     With a norm of zero all their scores would be equal, and the first columns would go.

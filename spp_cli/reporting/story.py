@@ -9,7 +9,16 @@ from spp_cli.reporting.tables import TITLES
 
 __all__ = ["METHODS", "made", "model_name", "source_name", "story"]
 
-METHODS = {"magnitude": "magnitude pruning", "wanda": "Wanda", "sparsegpt": "SparseGPT"}
+METHODS = {
+    "magnitude": "magnitude pruning",
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "fista": "FISTAPruner",
+    "mrp": "MRP",
+    "alps": "ALPS",
+    "isc": "ISC",
+    "ria": "RIA",
+}
 _ADAPTERS = {"spp": "SPP", "lora": "LoRA"}
 _REFINEMENTS = {"dsnot": "DSnoT"}
 _RECOVERIES = {"least-squares": "a least-squares fit of what stayed"}

@@ -83,9 +83,9 @@ def test_the_alpha_variant_leaves_a_row_alone_whose_smallest_score_is_too_large(
     assert pruned.keep.sum(dim=1).tolist() == [4, 1]
 
 
-# Methods whose weights compete over the whole layer (SparseGPT's and MRP's: over a block, which has
-# all the columns here); those of any other compete in each row.
-OVER_THE_LAYER = ("magnitude", "sparsegpt", "fista", "mrp", "alps")
+# Methods whose weights compete over the whole layer (those of SparseGPT, MRP and ISC: over a block,
+# which has all the columns here); those of any other compete in each row.
+OVER_THE_LAYER = ("magnitude", "sparsegpt", "fista", "mrp", "alps", "isc", "ria")
 patterns = st.one_of(
     st.integers(1, 3).map(lambda kept: NofM(kept, 4)),
     st.sampled_from([NofM(2, 8), NofM(1, 8)]),

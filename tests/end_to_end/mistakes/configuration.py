@@ -52,8 +52,8 @@ MISTAKES = [
     Mistake(
         "an unknown method",
         "spp prune small.yaml --method spasegpt",
-        "--method: prune.method is 'spasegpt'; must be one of magnitude, wanda, sparsegpt. "
-        "Did you mean 'sparsegpt'?",
+        "--method: prune.method is 'spasegpt'; must be one of magnitude, wanda, sparsegpt, fista, "
+        "mrp, alps, isc, ria. Did you mean 'sparsegpt'?",
     ),
     Mistake(
         "an unknown key of a method",
