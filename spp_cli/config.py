@@ -285,8 +285,8 @@ class PruneConfig(Section):
         Any, Plugin("spp_cli.allocation", "an allocation", "uniform", unnamed="globs")
     ] = Field(
         "uniform",
-        description="How much each layer loses: uniform, owl, or in YAML a mapping of globs to "
-        "ratios, of which the first that matches counts; the overall ratio is sparsity",
+        description="How much each layer loses: uniform, owl, sensitivity, or in YAML a mapping of "
+        "globs to ratios, of which the first that matches counts; the overall ratio is sparsity",
     )
     include: Names = Field(
         ("*",), min_length=1, description="Globs of linear layers to prune, e.g. '*.mlp.*'"

@@ -3,5 +3,6 @@
 TABLE = {
     "uniform": "spp_cli.allocation.allocation:Uniform",
     "owl": "spp_cli.allocation.owl:OWL",
+    "sensitivity": "spp_cli.allocation.sensitivity:Sensitivity",
     "globs": "spp_cli.allocation.globs:Globs",
 }

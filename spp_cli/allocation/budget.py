@@ -8,13 +8,20 @@ from decimal import Decimal
 
 from spp_cli.sparsity.patterns import Unstructured
 
-__all__ = ["balanced", "weighted_mean", "whole_counts"]
+__all__ = ["balanced", "highest_ratio", "weighted_mean", "whole_counts"]
+
+_FEWEST = 0.1  # of the share that stays overall: a block that lost all would cut the model in two
 
 
 def weighted_mean(values: Sequence[float], sizes: Sequence[int]) -> float:
     """Return the mean of ``values``, each counted as often as its size says."""
     pairs = zip(values, sizes, strict=True)
     return math.fsum(value * size for value, size in pairs) / sum(sizes)
+
+
+def highest_ratio(sparsity: float) -> float:
+    """Return the most that a layer may lose where ``sparsity`` goes overall; below 1."""
+    return min(1 - _FEWEST * (1 - sparsity), math.nextafter(1.0, 0.0))
 
 
 def balanced(

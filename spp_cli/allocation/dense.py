@@ -12,6 +12,7 @@ from torch import Tensor
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import capture_calls
 from spp_cli.models.decoder import Linear
+from spp_cli.models.gradients import loss_gradients
 from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter
 from spp_cli.pruning.orders import dense_inputs
@@ -25,14 +26,19 @@ class DenseModel:
     """Everything there is to measure on before pruning begins.
 
     ``batches`` are calibration tokens, (sequences, tokens) each; ``activations`` makes an empty
-    store for their hidden states.
+    store for the hidden states of so many tokens.
     """
 
     source: BlockSource
     batches: Sequence[Tensor]
     device: torch.device
-    activations: Callable[[], ActivationStore]
+    activations: Callable[[int], ActivationStore]
     reporter: Reporter
+
+    @property
+    def sequences(self) -> int:
+        """How many calibration sequences there are."""
+        return sum(map(len, self.batches))
 
     def blocks_of(self, linears: Sequence[Linear]) -> dict[str, list[Linear]]:
         """Return ``linears`` by the path of their block, in order; blocks without any are left out.
@@ -59,7 +65,8 @@ class DenseModel:
         self.source.place_shell(self.device)
         self.source.load(0, self.device)
         placed = (batch.to(self.device) for batch in self.batches)
-        calls = capture_calls(decoder, placed, self.activations())
+        size = sum(batch.numel() for batch in self.batches)
+        calls = capture_calls(decoder, placed, self.activations(size))
         with self.reporter.task("allocation", len(decoder.blocks), "blocks") as progress:
             for index in range(len(decoder.blocks)):
                 block = self.source.load(index, self.device)
@@ -77,3 +84,30 @@ class DenseModel:
                     yield path, [(lin, inputs[kind]) for lin, inputs in reached if inputs]
                 self.source.free(index)
                 progress.advance(1)
+
+    def gradients(
+        self,
+        linears: Sequence[Linear],
+        samples: int,
+        shift: Callable[[Linear], Tensor] | None = None,
+    ) -> Iterator[tuple[Linear, Tensor]]:
+        """Yield the gradient of each sequence's loss by the weight of each of ``linears``.
+
+        The loss is the mean cross-entropy of a sequence's predicted tokens, on the first
+        ``samples`` of the calibration sequences; the gradients, (out_features, in_features) in
+        float32, come block by block, the last block first. Linears that a sequence does not reach
+        are left out for it. ``shift`` is added to the weights before.
+        """
+        sequences = torch.cat(list(self.batches))[:samples].split(1)
+        size = sum(sequence.numel() for sequence in sequences)
+        passes = len(self.source.decoder.blocks)
+        with self.reporter.task("allocation", 2 * passes, "blocks") as progress:
+            yield from loss_gradients(
+                self.source,
+                sequences,
+                self.source.decoder.by_block(linears),
+                device=self.device,
+                activations=self.activations(size * (passes + 1)),
+                shift=shift,
+                on_block=lambda: progress.advance(1),
+            )

@@ -57,7 +57,7 @@ class Globs(Allocation):
         if not self.__pydantic_extra__:
             raise ConfigError(
                 f"{_KEY} names no layers. Write globs and their ratios, such as "
-                "{'*.mlp.*': 0.8}, or choose uniform or owl"
+                "{'*.mlp.*': 0.8}, or choose uniform, owl or sensitivity"
             )
         given: dict[str, float] = {}
         for glob, ratio in self.__pydantic_extra__.items():

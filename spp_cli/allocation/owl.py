@@ -11,15 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.allocation.allocation import Allocated, Allocation
-from spp_cli.allocation.budget import balanced
+from spp_cli.allocation.budget import balanced, highest_ratio
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.errors import NumericalError
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.statistics import InputNorm
 
 __all__ = ["OWL", "outlier_percentage"]
-
-_FEWEST = 0.1  # of the share that stays overall: a block that lost all would cut the model in two
 
 
 class OWL(Allocation):
@@ -69,8 +67,7 @@ class OWL(Allocation):
         most, least = max(outliers), min(outliers)
         width = 2 * self.width / (most - least) if most > least else 0.0
         wanted = [width * (most - percentage) for percentage in outliers]
-        highest = min(1 - _FEWEST * (1 - sparsity), math.nextafter(1.0, 0.0))
-        return balanced(wanted, sizes, sparsity, highest)
+        return balanced(wanted, sizes, sparsity, highest_ratio(sparsity))
 
 
 def outlier_percentage(scored: Sequence[tuple[str, Tensor, Tensor]], multiple: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -23,16 +25,29 @@ class BlockCalls:
     ``hidden_states``: a batch's input to the first block, (sequences, tokens, hidden_size).
     ``shapes``: sequences and tokens of each batch.
     ``arguments``: for each block, then each batch, the other arguments of its call.
+    ``returned``: what the first block returned once, without the hidden states in it; all blocks
+    return in this form.
     """
 
     hidden_states: ActivationStore
     shapes: list[tuple[int, int]]
     arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    returned: Any = None
 
     def run(self, block: nn.Module, index: int, batch: int) -> Tensor:
         """Return the output of ``block``, which is the ``index``-th, for one batch."""
+        return self.run_on(self.hidden_states[batch], block, index, batch)
+
+    def run_on(self, hidden_states: Tensor, block: nn.Module, index: int, batch: int) -> Tensor:
+        """Return what ``run`` does if ``hidden_states`` come to the block."""
         args, kwargs = self.arguments[index][batch]
-        return _first(block(self.hidden_states[batch], *args, **kwargs))
+        return _first(block(hidden_states, *args, **kwargs))
+
+    def logits(self, decoder: Decoder, hidden_states: Tensor, batch: Tensor) -> Tensor:
+        """Return what the model makes of the last block's output for the tokens of ``batch``."""
+        with _replaced(decoder, lambda *_, **__: _as_returned(hidden_states, self.returned)):
+            logits: Tensor = decoder.model(batch, use_cache=False).logits
+        return logits
 
     def flow_through(self, block: nn.Module, index: int) -> None:
         """Replace the hidden states by the outputs of ``block``, which is the ``index``-th."""
@@ -57,13 +72,12 @@ def capture_calls(
     """
     calls = BlockCalls(hidden_states, [], [[] for _ in decoder.blocks])
     original = decoder.blocks[0].forward
-    form: list[Any] = []
     passed: list[Tensor] = []  # what each block returned for the batch at hand
 
     def stand_in(index: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not form:
-                form.append(original(*args, **kwargs))
+            if calls.returned is None:
+                calls.returned = _as_returned(torch.empty(0), original(*args, **kwargs))
             if args:
                 hidden_states, args = args[0], args[1:]
             else:
@@ -77,15 +91,11 @@ def capture_calls(
             calls.arguments[index].append(
                 _share((args, kwargs), [t for k in known for t in _leaves(k)])
             )
-            if isinstance(form[0], list):
-                return [hidden_states, *form[0][1:]]
-            return (hidden_states, *form[0][1:]) if isinstance(form[0], tuple) else hidden_states
+            return _as_returned(hidden_states, calls.returned)
 
         return forward
 
-    for index, block in enumerate(decoder.blocks):
-        block.forward = stand_in(index)
-    try:
+    with _replaced(decoder, *map(stand_in, range(len(decoder.blocks)))):
         for input_ids in batches:
             passed.clear()
             sequences, length = input_ids.shape
@@ -93,10 +103,26 @@ def capture_calls(
             decoder.model.base_model(input_ids, use_cache=False)
             if len(passed) != len(decoder.blocks):
                 raise _not_a_chain(decoder)
+    return calls
+
+
+@contextmanager
+def _replaced(decoder: Decoder, *forwards: Callable[..., Any]) -> Iterator[None]:
+    """Have ``forwards``, one for each block or one for all, stand in for those of the blocks."""
+    for block, forward in zip(decoder.blocks, cycle(forwards), strict=False):
+        block.forward = forward
+    try:
+        yield
     finally:
         for block in decoder.blocks:
             del block.forward
-    return calls
+
+
+def _as_returned(hidden_states: Tensor, returned: Any) -> Any:
+    """Return ``hidden_states`` in the form of what a block ``returned``."""
+    if isinstance(returned, list):
+        return [hidden_states, *returned[1:]]
+    return (hidden_states, *returned[1:]) if isinstance(returned, tuple) else hidden_states
 
 
 def _first(output: Any) -> Tensor:

@@ -33,6 +33,10 @@ class BlockSource:
         """Bring what comes after the shell and the blocks: the head. The shell is in place."""
         raise NotImplementedError
 
+    def free_head(self) -> None:
+        """Give back the memory of the head, but for what the shell has of it."""
+        raise NotImplementedError
+
     def load(self, index: int, device: torch.device) -> nn.Module:
         """Return one block, its weights on ``device``."""
         raise NotImplementedError
@@ -54,6 +58,9 @@ class ResidentModel(BlockSource):
 
     def place_head(self, device: torch.device) -> None:
         pass  # it came with the shell
+
+    def free_head(self) -> None:
+        pass  # it stays with the shell
 
     def load(self, index: int, device: torch.device) -> nn.Module:
         return self.decoder.blocks[index].to(device)
@@ -116,6 +123,13 @@ class StreamedModel(BlockSource):
             if id(module) not in base:
                 self._fill(module, path, device)
 
+    def free_head(self) -> None:
+        base = {id(parameter) for parameter in self.model.base_model.parameters()}
+        for module in self.model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if id(parameter) not in base:
+                    module._parameters[name] = _without_memory(parameter)
+
     def load(self, index: int, device: torch.device) -> nn.Module:
         block = self.decoder.blocks[index]
         for path, module in block.named_modules():
@@ -125,7 +139,7 @@ class StreamedModel(BlockSource):
     def free(self, index: int) -> None:
         for module in self.decoder.blocks[index].modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                module._parameters[name] = _parameter(torch.empty_like(parameter, device="meta"))
+                module._parameters[name] = _without_memory(parameter)
         return_free_memory()
 
     def _base_path(self) -> str:
@@ -189,6 +203,10 @@ def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _parameter(value: Any) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
+
+
+def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
+    return _parameter(torch.empty_like(parameter, device="meta"))
 
 
 def _join(path: str, name: str) -> str:

@@ -22,7 +22,11 @@ METHODS = {
 _ADAPTERS = {"spp": "SPP", "lora": "LoRA"}
 _REFINEMENTS = {"dsnot": "DSnoT"}
 _RECOVERIES = {"least-squares": "a least-squares fit of what stayed"}
-_ALLOCATIONS = {"owl": "OWL shared the zeros out among the blocks.", "globs": "Layers lost unlike."}
+_ALLOCATIONS = {
+    "owl": "OWL shared the zeros out among the blocks.",
+    "sensitivity": "The more sensitive layers kept more.",
+    "globs": "Layers lost unlike.",
+}
 
 
 def model_name(path: str) -> str:

@@ -71,9 +71,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         with processes.main_first():
             tokens = calibration(config, sources, model.model.config, reporter).tokens
     batches = _own_batches(tokens.tokens, settings.calibration.batch_size) if tokens else []
+    read = sum(batch.numel() for batch in batches)
 
-    def activations() -> ActivationStore:
-        return _activations(config, batches, model.model, device, target / RESUME)
+    def activations(count: int) -> ActivationStore:
+        return _activations(config, count, model.model, device, target / RESUME)
 
     dense = DenseModel(model, batches, device, activations, reporter)
     shares = allocate(settings.allocation, linears, pattern, dense, target / RESUME)
@@ -96,7 +97,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
     kinds = recipe.statistics()
-    held = held_in_one_pass(sum(batch.numel() for batch in batches), linears, kinds)
+    held = held_in_one_pass(read, linears, kinds)
     order = _order(settings, held, kinds, device, target)
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     if processes.is_main():
@@ -109,7 +110,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             recipe,
             order=ORDERS[order](),
             device=device,
-            activations=activations(),
+            activations=activations(read),
             done=done,
             reporter=reporter,
         ):
@@ -181,12 +182,11 @@ def _order(
 
 
 def _activations(
-    config: SppConfig, batches: list[torch.Tensor], model: Any, device: torch.device, folder: Path
+    config: SppConfig, tokens: int, model: Any, device: torch.device, folder: Path
 ) -> ActivationStore:
-    """Return the place for the hidden states of all batches, as ``prune.offload`` says."""
+    """Return the place for the hidden states of ``tokens``, as ``prune.offload`` says."""
     offload = config.prune.offload
     if offload == "auto":
         hidden_size = model.config.get_text_config().hidden_size
-        size = sum(batch.numel() for batch in batches) * hidden_size * 4
-        offload = choose_offload(size, device)
+        offload = choose_offload(tokens * hidden_size * 4, device)
     return ActivationStore(offload, device, folder / f"activations-{processes.number()}")

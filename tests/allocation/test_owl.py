@@ -32,7 +32,7 @@ def tokens() -> torch.Tensor:
 
 def dense(source: BlockSource, kind: str = "device") -> DenseModel:
     batches = list(tokens().split(2))
-    return DenseModel(source, batches, CPU, lambda: ActivationStore(kind, CPU), Silent())
+    return DenseModel(source, batches, CPU, lambda _: ActivationStore(kind, CPU), Silent())
 
 
 def test_outliers_and_ratios_are_those_of_the_released_code() -> None:

@@ -168,7 +168,7 @@ def test_ratios_that_were_damaged_on_disk_are_found_anew(dense, tmp_path, monkey
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
-@pytest.mark.parametrize("allocation", ["owl", {"*.mlp.*": 0.7, "layers.1.*": 0.3}])
+@pytest.mark.parametrize("allocation", ["owl", "sensitivity", {"*.mlp.*": 0.7, "layers.1.*": 0.3}])
 @pytest.mark.parametrize("sparsity", [0.55, 0.6])
 def test_the_overall_sparsity_is_exact_however_it_is_shared_out(
     method, allocation, sparsity, dense, tmp_path

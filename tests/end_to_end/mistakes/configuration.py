@@ -63,7 +63,7 @@ MISTAKES = [
     Mistake(
         "an unknown allocation",
         "spp prune small.yaml --allocation olw",
-        "--allocation: prune.allocation is 'olw'; must be one of uniform, owl, globs. "
+        "--allocation: prune.allocation is 'olw'; must be one of uniform, owl, sensitivity, globs. "
         "Did you mean 'owl'?",
     ),
     Mistake(
