@@ -210,7 +210,10 @@ def splits_at_hand(path: str, subset: str | None, **how: Any) -> set[str]:
             builder = datasets.load_dataset_builder(path, subset, **how)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(" ".join(str(error).split()).rstrip(".")) from error
-    return set(map(str, builder.config.data_files or builder.info.splits or ()))
+    if builder.config.data_files is None:
+        return set(map(str, builder.info.splits or ()))
+    # A README.md may promise a split whose files are not there.
+    return {str(split) for split, files in builder.config.data_files.items() if files}
 
 
 def _answers(endpoint: str) -> bool:

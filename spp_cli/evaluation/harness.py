@@ -192,7 +192,7 @@ def _results(
                 metrics,
                 samples=max(counts.values()),
                 version=str(found["versions"].get(name)),
-                num_fewshot=found["n-shot"].get(name),
+                num_fewshot=task.num_fewshot(name),
                 chat_template=config.chat_template,
                 data=task.data_digest(name)[:16],
                 harness=harness_version(),

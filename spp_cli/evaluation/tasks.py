@@ -52,10 +52,21 @@ class LoadedTask:
 
     def data_digest(self, name: str) -> str:
         """Return the digest of one task's data, or of a group's."""
+        digests = [self.data_digests[member] for member in self._members(name)]
+        return digests[0] if name in self.tasks else sha256("".join(digests))
+
+    def num_fewshot(self, name: str) -> int | None:
+        """Return the examples that a task shows, or all tasks of a group; None: they differ.
+
+        The harness knows it of a group of tasks, but not of a group of groups such as mmlu.
+        """
+        shown = {self.tasks[member].config.num_fewshot for member in self._members(name)}
+        return shown.pop() if len(shown) == 1 else None
+
+    def _members(self, name: str) -> list[str]:
         if name in self.tasks:
-            return self.data_digests[name]
-        members = sorted(task.task_name for task in self.groups[name].get_all_tasks())
-        return sha256("".join(self.data_digests[member] for member in members))
+            return [name]
+        return sorted(task.task_name for task in self.groups[name].get_all_tasks())
 
     def definition(self) -> str:
         """Return, as JSON, all that decides the scores but the data.
