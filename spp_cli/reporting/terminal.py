@@ -93,9 +93,11 @@ class _LineTask:
         now = self._lines.clock()
         if now - self._shown >= self._lines.every and self._done < self._total:
             self._shown = now
-            left = (now - self._began) * (self._total - self._done) / max(self._done, 1e-9)
-            speed = _speed(self._done / (now - self._began), self._unit)
-            parts = [self._amount(), detail, speed, f"{duration(left)} left"]
+            parts = [self._amount(), detail]
+            if self._done > 0:  # before, nobody knows how long it takes
+                left = (now - self._began) * (self._total - self._done) / self._done
+                speed = _speed(self._done / (now - self._began), self._unit)
+                parts += [speed, f"{duration(left)} left"]
             self._lines.say(", ".join(filter(None, parts)))
 
     def close(self) -> None:

@@ -32,6 +32,15 @@ def test_lines_come_every_so_many_seconds_and_at_the_end() -> None:
     ]
 
 
+def test_nobody_says_how_much_time_is_left_before_anything_is_done() -> None:
+    seconds = count(0, 20)
+    lines = Lines(console(), every=10, clock=lambda: float(next(seconds)))
+    with lines.task("prune", 6, "blocks") as task:
+        task.advance(0, "q_proj")
+        task.advance(6)
+    assert shown(lines).splitlines()[0] == "prune: 0/6 blocks, q_proj"
+
+
 def test_a_task_that_fails_is_not_said_to_be_done() -> None:
     lines = Lines(console())
     with pytest.raises(ZeroDivisionError), lines.task("merge", 2):
