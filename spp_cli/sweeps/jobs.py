@@ -21,7 +21,7 @@ from spp_cli.sweeps.sweep import Point
 __all__ = ["Job", "check_devices", "end_all", "environment", "visible_devices"]
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
-_PATIENCE = 10.0  # seconds for a process to end by itself when it is asked to
+_PATIENCE = 20.0  # seconds for a process to end by itself, with a start of Python before that
 
 
 class Job:
@@ -57,9 +57,13 @@ class Job:
         """Whether the process is over."""
         if self.process.poll() is None:
             return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Close the pipe to the process, which ends it as Ctrl-C does."""
         if self.process.stdin:
             self.process.stdin.close()
-        return True
 
     def problem(self) -> str:
         """Return in one line why an ended process failed; "" if it did not."""
@@ -75,11 +79,10 @@ class Job:
 
 
 def end_all(jobs: Sequence[Job]) -> None:
-    """Ask each process to end, as Ctrl-C does, and kill those that take long; none is left."""
+    """Ask each process to end, and kill those that take long; none is left."""
     try:
         for job in jobs:
-            with suppress(ProcessLookupError):
-                job.process.send_signal(signal.SIGINT)
+            job.close()
         deadline = time.monotonic() + _PATIENCE
         for job in jobs:
             with suppress(subprocess.TimeoutExpired):

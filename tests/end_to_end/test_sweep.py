@@ -93,7 +93,7 @@ def at_work() -> list[str]:
 
 def stops_soon() -> bool:
     """Whether within seconds no process works on any run."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while at_work() and time.monotonic() < deadline:
         time.sleep(0.05)
     return not at_work()

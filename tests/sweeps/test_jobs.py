@@ -84,11 +84,9 @@ def test_a_process_sees_its_gpu_alone(job):
         end_all([job])
 
 
-def test_to_end_a_process_takes_moments_and_leaves_none(job):
-    began = time.monotonic()
+def test_a_process_that_has_hardly_started_ends_when_it_is_asked_to(job):
     end_all([job])
-    assert job.process.returncode in (130, -signal.SIGINT)
-    assert time.monotonic() - began < 10
+    assert job.process.returncode in (130, -signal.SIGINT)  # the latter while Python starts
 
 
 @pytest.mark.slow
@@ -98,7 +96,8 @@ def test_a_process_ends_when_the_pipe_to_the_sweep_does(job, tmp_path):
         time.sleep(0.02)
     assert job.process.stdin is not None
     job.process.stdin.close()  # as the kernel does when the sweep is killed
-    assert job.process.wait(timeout=10) == 130
+    assert job.process.wait(timeout=30) == 130
+    assert "interrupted. Finished stages are kept" in (tmp_path / "one.log").read_text()
 
 
 def test_why_a_process_failed_is_one_line(job, tmp_path):
