@@ -136,8 +136,8 @@ MISTAKES = [
     ("prune: {methd: wanda}", "unknown key 'prune.methd'. Did you mean 'method'?"),
     (
         "prune: {method: sparsgpt}",
-        "prune.method is 'sparsgpt'; must be one of magnitude, wanda, sparsegpt. "
-        "Did you mean 'sparsegpt'?",
+        "prune.method is 'sparsgpt'; must be one of magnitude, wanda, sparsegpt, fista, mrp, alps, "
+        "isc, ria. Did you mean 'sparsegpt'?",
     ),
     (
         "prune: {method: [wanda]}",

@@ -144,7 +144,7 @@ def test_what_is_not_installed_is_named_with_the_way_to_install_it() -> None:
 @pytest.mark.parametrize(
     ("command", "folder", "room"),
     [
-        ("spp prune small.yaml --run new", "workspace/new/prune", 200_000),
+        ("spp prune small.yaml --run new --sparsity 0.7", "workspace/new/prune", 200_000),
         ("spp prune small.yaml --run base-wanda-0.5 --force", f"{RUN}/prune", 200_000),
         ("spp finetune small.yaml --run base-wanda-0.5 --force", f"{RUN}/finetune", 40_000),
         ("spp merge small.yaml --run base-wanda-0.5 --force", f"{RUN}/merge", 200_000),

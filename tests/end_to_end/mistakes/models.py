@@ -303,7 +303,7 @@ MISTAKES = [
     ),
     Mistake(
         "a GPU that is not there",
-        f"{PRUNE} --device cuda:63",
+        f"{PRUNE} --device cuda:63 --sparsity 0.7",
         "model.device is 'cuda:63', and torch sees … GPUs here. Choose auto or cpu",
     ),
 ]
