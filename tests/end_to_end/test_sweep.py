@@ -118,7 +118,8 @@ def test_killed_interrupted_and_with_a_point_that_fails_it_ends_in_what_single_r
     assert process.returncode == 130, errors
     assert not at_work()
     assert "Run the same command again to go on" in errors
-    assert {outcome["state"] for outcome in outcomes().values()} <= {"waiting", "done"}
+    # The broken point may have had its turn, while a point waited for another to prune.
+    assert {outcomes()[name]["state"] for name in GOOD} <= {"waiting", "done"}
 
     ended = sweep("--jobs", "2", "--json")
     assert ended.returncode == 1, ended.stderr
