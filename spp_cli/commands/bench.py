@@ -8,8 +8,10 @@ from spp_cli.commands.command import (
     Given,
     argument,
     asked,
+    count,
     flag_parameter,
     option,
+    with_default,
     workspace_of,
 )
 from spp_cli.errors import ConfigError
@@ -20,6 +22,8 @@ from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.bench_table import bench_table
 
 __all__ = ["BENCH"]
+
+_BATCH_SIZES = "1,4,16,64"
 
 
 def _bench(given: Given, reporter: Reporter) -> Answer:
@@ -53,7 +57,7 @@ def _batch_sizes(text: str) -> list[int]:
         sizes = [0]
     if sizes[0] < 1:
         raise ConfigError(
-            f"--batch-sizes is {text!r}; must be whole numbers from 1, for example 1,4,16,64"
+            f"--batch-sizes is {text!r}; must be whole numbers from 1, for example {_BATCH_SIZES}"
         )
     return sizes
 
@@ -80,34 +84,13 @@ BENCH = Command(
         argument("path", "A run, RUN/STAGE, a model's folder or hub id", metavar="PATH"),
         option(
             "batch_sizes",
-            "Batch sizes [dim]\\[default: 1,4,16,64][/dim]",
+            with_default("Batch sizes", _BATCH_SIZES),
             metavar="INTEGER,...",
-            default="1,4,16,64",
+            default=_BATCH_SIZES,
         ),
-        option(
-            "prompt_length",
-            "Tokens of a prompt [dim]\\[default: 64][/dim]",
-            metavar="INTEGER",
-            kind=int,
-            default=64,
-            min=1,
-        ),
-        option(
-            "new_tokens",
-            "Tokens decoded after it [dim]\\[default: 16][/dim]",
-            metavar="INTEGER",
-            kind=int,
-            default=16,
-            min=1,
-        ),
-        option(
-            "repeats",
-            "Measurements of each, of which the median counts [dim]\\[default: 5][/dim]",
-            metavar="INTEGER",
-            kind=int,
-            default=5,
-            min=1,
-        ),
+        count("prompt_length", "Tokens of a prompt", default=64),
+        count("new_tokens", "Tokens decoded after it", default=16),
+        count("repeats", "Measurements of each, of which the median counts", default=5),
         *map(flag_parameter, FLAGS["bench"]),
         WORKSPACE,
     ],

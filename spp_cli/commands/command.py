@@ -5,13 +5,14 @@ A new command is one file here and one line in the table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
 
 import typer
 
+from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 from spp_cli.flags import Flag
 from spp_cli.invocation import default_workspace
@@ -23,8 +24,8 @@ from spp_cli.workspace import Run, Workspace
 
 __all__ = [
     "CONFIG", "FORCE", "SET", "SWEEP_NAME", "WORKSPACE", "Command",
-    "argument", "asked", "count", "flag_parameter", "named_runs", "option", "switch",
-    "workspace_of",
+    "argument", "asked", "check_word", "chosen_stages", "count", "flag_parameter", "named_runs",
+    "option", "run_and_stage", "switch", "with_default", "workspace_of",
 ]  # fmt: skip
 
 Given = dict[str, Any]
@@ -69,9 +70,18 @@ def option(
     return _parameter(name, kind if default is not None else kind | None, taken)
 
 
-def count(name: str, text: str, panel: str) -> Parameter:
-    """Return ``--name INTEGER``; 0 if it is not given."""
-    return option(name, text, metavar="INTEGER", panel=panel, kind=int, default=0, min=0)
+def count(name: str, text: str, panel: str | None = None, *, default: int = 0) -> Parameter:
+    """Return ``--name INTEGER``; 0 if it is not given, or ``default``, where 0 is none."""
+    if default:
+        text = with_default(text, default)
+    return option(
+        name, text, metavar="INTEGER", panel=panel, kind=int, default=default, min=min(default, 1)
+    )
+
+
+def with_default(text: str, default: object) -> str:
+    """Return the help of an option with the default it has."""
+    return rf"{text} [dim]\[default: {default}][/dim]"
 
 
 def switch(name: str, text: str, panel: str | None = None) -> Parameter:
@@ -88,11 +98,10 @@ def flag_parameter(flag: Flag) -> Parameter:
     kind: Any = list[str] if flag.is_list else str
     if flag.is_switch:
         names, kind = f"{flag.option}/{flag.option.replace('--', '--no-', 1)}", bool
-    default = rf" [dim]\[default: {flag.default}][/dim]" if flag.default else ""
     taken = typer.Option(
         None,
         names,
-        help=f"{flag.description}{default}",
+        help=with_default(flag.description, flag.default) if flag.default else flag.description,
         metavar="" if flag.is_switch else flag.value,
         show_default=False,
         rich_help_panel=flag.panel,
@@ -125,6 +134,46 @@ def named_runs(given: Given, workspace: Workspace) -> list[Run]:
     if given["sweep"]:
         return sweep_runs(workspace, given["sweep"])
     return [workspace.existing_run(name) for name in names]
+
+
+def run_and_stage(
+    workspace: Workspace, text: str, stages: Sequence[str], noun: str
+) -> tuple[Run, str | None]:
+    """Return the run and the stage that RUN or RUN/STAGE names; None if it names no stage.
+
+    ``noun`` says what such a stage has that others have not.
+
+    Raises:
+        ConfigError: a stage that is none of ``stages``.
+        WorkspaceError: no such run.
+    """
+    name, slash, stage = text.partition("/")
+    if slash and stage not in stages:
+        raise ConfigError(
+            f"{text} names no {noun} of run {name}; must be one of "
+            f"{', '.join(stages)}{nearest(stage, stages)}"
+        )
+    return workspace.existing_run(name), stage or None
+
+
+def chosen_stages(given: Given, stages: Collection[str]) -> list[str]:
+    """Return what ``--stage`` names, with commas between them; none if it is not given.
+
+    Raises:
+        ConfigError: one is none of ``stages``.
+    """
+    chosen = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
+    for stage in chosen:
+        check_word("--stage", stage, stages)
+    return chosen
+
+
+def check_word(flag: str, word: str, words: Collection[str]) -> None:
+    """Refuse a ``word`` that is none of those a flag takes."""
+    if word not in words:
+        raise ConfigError(
+            f"{flag} is {word!r}; must be one of {', '.join(words)}{nearest(word, words)}"
+        )
 
 
 def _key_name(flag: Flag) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from spp_cli.commands.command import (
     Command,
     Given,
     argument,
+    check_word,
+    chosen_stages,
     named_runs,
     option,
     workspace_of,
 )
 from spp_cli.comparison import MADE_BY, mark, rows
-from spp_cli.config import nearest
-from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import write_text
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
@@ -34,10 +34,8 @@ def _compare(given: Given, _: Reporter) -> Answer:
     workspace = workspace_of(given)
     output = given["output"]
     form = given["format"] or _SUFFIXES.get(Path(output or "").suffix, "text")
-    _check_word("--format", form, FORMATS)
-    stages = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
-    for stage in stages:
-        _check_word("--stage", stage, MADE_BY)
+    check_word("--format", form, FORMATS)
+    stages = chosen_stages(given, MADE_BY)
     runs = named_runs(given, workspace) or workspace.runs()
     found: Sequence[Any] = rows(runs)
     evaluated = {name for row in found for name in row["runs"]}
@@ -61,13 +59,6 @@ def _compare(given: Given, _: Reporter) -> Answer:
         text = text if found else "no row is left; --filter or --stage leaves all of them out"
         text += f"\n\nWithout an evaluation: {', '.join(without)}" if without else ""
     return Answer(document, text)
-
-
-def _check_word(flag: str, word: str, words: Collection[str]) -> None:
-    if word not in words:
-        raise ConfigError(
-            f"{flag} is {word!r}; must be one of {', '.join(words)}{nearest(word, words)}"
-        )
 
 
 COMPARE = Command(

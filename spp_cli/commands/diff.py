@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, switch, workspace_of
+from spp_cli.commands.command import (
+    WORKSPACE,
+    Command,
+    Given,
+    argument,
+    run_and_stage,
+    switch,
+    workspace_of,
+)
 from spp_cli.comparison import MADE_BY
-from spp_cli.config import nearest
 from spp_cli.difference import Side, diff
-from spp_cli.errors import ConfigError
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.diff_table import diff_table
-from spp_cli.workspace import Workspace
 
 __all__ = ["DIFF"]
 
@@ -19,22 +24,11 @@ _STAGES = [stage for stage, made_by in MADE_BY.items() if made_by]
 
 def _diff(given: Given, _: Reporter) -> Answer:
     workspace = workspace_of(given)
-    sides = _side(workspace, given["a"]), _side(workspace, given["b"])
+    sides = [Side(*run_and_stage(workspace, given[key], _STAGES, "stage")) for key in "ab"]
     stage = next((side.stage for side in sides if side.stage), None)  # of one counts for both
     a, b = (Side(side.run, side.stage or stage) for side in sides)
     document = diff(a, b)
     return Answer(document, diff_table(document, layers=given["layers"]))
-
-
-def _side(workspace: Workspace, text: str) -> Side:
-    """Return the run that RUN or RUN/STAGE names."""
-    name, slash, stage = text.partition("/")
-    if slash and stage not in _STAGES:
-        raise ConfigError(
-            f"{text} names no stage of run {name}; must be one of "
-            f"{', '.join(_STAGES)}{nearest(stage, _STAGES)}"
-        )
-    return Side(workspace.existing_run(name), stage or None)
 
 
 DIFF = Command(

@@ -14,12 +14,13 @@ from spp_cli.commands.command import (
     Given,
     argument,
     asked,
+    chosen_stages,
+    count,
     flag_parameter,
     option,
     switch,
     workspace_of,
 )
-from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
 from spp_cli.named_models import NamedModel, find, folder_model, run_models
@@ -66,12 +67,7 @@ def _prompt(given: str) -> str:
 
 def _models(given: Given, reporter: Reporter) -> list[NamedModel]:
     workspace, flags = workspace_of(given), asked(FLAGS["generate"], given)
-    stages = [stage.strip() for stage in (given["stage"] or "").split(",") if stage.strip()]
-    for stage in stages:
-        if stage not in MODELS:
-            raise ConfigError(
-                f"--stage is {stage!r}; must be one of {', '.join(MODELS)}{nearest(stage, MODELS)}"
-            )
+    stages = chosen_stages(given, MODELS)
     models = []
     for path in [given["path"], *(given["others"] or [])]:
         place = find(workspace, path)
@@ -139,14 +135,7 @@ GENERATE = Command(
         argument("prompt", "What the models go on from; - reads it from stdin", metavar="PROMPT"),
         argument("others", "More models beside it", metavar="[PATH]...", kind=list[str] | None),
         option("stage", "Of a run only these: dense, prune, finetune, merge", metavar="STAGE,..."),
-        option(
-            "max_new_tokens",
-            "Tokens written at most [dim]\\[default: 64][/dim]",
-            metavar="INTEGER",
-            kind=int,
-            default=64,
-            min=1,
-        ),
+        count("max_new_tokens", "Tokens written at most", default=64),
         option(
             "temperature",
             "Draw each token at this temperature; default: always the most likely one",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-from spp_cli.commands.card import RUN_AND_STAGE, model_of
+from spp_cli.commands.card import RUN_AND_STAGE, WHOLE_MODELS
 from spp_cli.commands.command import (
     WORKSPACE,
     Command,
     Given,
     argument,
     option,
+    run_and_stage,
     switch,
     workspace_of,
 )
@@ -31,7 +32,9 @@ def _push(given: Given, reporter: Reporter) -> Answer:
     from spp_cli.push import check_model, model_files
 
     repository, public, revision = given["repository"], given["public"], given["revision"]
-    run, named = model_of(workspace_of(given), given["run"])
+    possible = (*WHOLE_MODELS, ARCHIVE)
+    run, stage_named = run_and_stage(workspace_of(given), given["run"], possible, "model")
+    named = stage_named or possible[0]
     packed = named == ARCHIVE
     stage = "merge" if packed else named
     check_repository(repository)

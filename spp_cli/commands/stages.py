@@ -9,7 +9,6 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from spp_cli.card import refresh_card
 from spp_cli.commands.command import (
     CONFIG,
     FORCE,
@@ -79,6 +78,7 @@ def _run(name: str, stages: Sequence[str], given: Given, reporter: Reporter) -> 
         return _find_lr(config, run, reporter)
     if stages[0] == "prune":
         say_which_model(given, flags, reporter)
+    from spp_cli.card import refresh_card
     from spp_cli.pipeline import run_stages
 
     outcomes = run_stages(stages, config, reporter, run=run, force=given["force"])

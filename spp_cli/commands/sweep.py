@@ -23,7 +23,6 @@ from spp_cli.invocation import default_workspace
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.comparison_table import comparison
-from spp_cli.reporting.point_table import points_shown
 from spp_cli.reporting.tables import table
 from spp_cli.workspace import STAGES, Run, Workspace
 
@@ -36,7 +35,8 @@ def _sweep(given: Given, reporter: Reporter) -> Answer:
             "sweep starts processes by itself. Start it without accelerate launch; --jobs says "
             "how many run at once"
         )
-    # Not above: the pipeline behind them imports torch when it is asked what a run needs.
+    # Not above: the pipeline behind them imports torch, and help shows no live table.
+    from spp_cli.reporting.point_table import points_shown
     from spp_cli.sweeps.jobs import check_devices, visible_devices
     from spp_cli.sweeps.outlook import outlook
     from spp_cli.sweeps.running import run_points
