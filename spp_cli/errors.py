@@ -42,6 +42,14 @@ class NumericalError(SppError):
     """Arithmetic went wrong: NaN, infinity, a matrix that cannot be factorised."""
 
 
+def not_finite(where: str) -> NumericalError:
+    """Return the error that ``where``, such as "the inputs of q_proj hold", are NaN or infinity."""
+    return NumericalError(
+        f"{where} NaN or infinity. Try --dtype float32; "
+        "if that does not help, the model or its input is damaged"
+    )
+
+
 class MissingExtraError(SppError):
     """An optional dependency is needed and not installed."""
 

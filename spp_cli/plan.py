@@ -66,9 +66,9 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     compute = compute_dtype(device) or stored
     text = _calibration(config, model.config)
     tokens = text.tokens if text else 0
+    kinds = fewest((settings.method.statistic, settings.recover.statistic))
     order: str = settings.order
     if order == "auto":
-        kinds = fewest((settings.method.statistic, settings.recover.statistic))
         held = held_in_one_pass(tokens, linears, kinds)
         order = choose_order(pattern.sparsity, held, device, kinds) if is_here else "two-pass"
     hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
@@ -80,6 +80,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         linears,
         settings.method,
         settings.recover,
+        kinds,
         text,
         order=order,
         offload=offload,

@@ -39,7 +39,7 @@ def attach(
     ``packed``: the pruned weight is kept without its zeros, and the linear itself loses it.
     """
     for linear in linears:
-        weight, bias = linear.weight.contiguous(), linear.module.bias
+        weight = linear.weight.contiguous()
         asked = packed or method.reads_mask
         keep = masks[linear.name].to(weight.device) if asked else None
         base: FrozenWeight
@@ -50,9 +50,7 @@ def attach(
             base = PackedWeight(weight, keep)
             gone = torch.empty_like(linear.parameter, device="meta")
             linear.module.weight = nn.Parameter(gone, requires_grad=False)
-        adapted = method.wrap(base, None if bias is None else bias.data)  # type: ignore[arg-type]
-        parent, _, child = linear.name.rpartition(".")
-        setattr(model.get_submodule(parent), child, adapted)
+        linear.replace(model, method.wrap(base, linear.bias))
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:

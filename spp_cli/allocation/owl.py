@@ -13,7 +13,7 @@ from torch import Tensor
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
 from spp_cli.allocation.dense import DenseModel
-from spp_cli.errors import NumericalError
+from spp_cli.errors import not_finite
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.statistics import InputNorm
 
@@ -86,10 +86,7 @@ def outlier_percentage(scored: Sequence[tuple[str, Tensor, Tensor]], multiple: f
         size += weight.numel()
         total += (weight.float().abs() * norm).sum(dtype=torch.float64).item()
         if not math.isfinite(total):
-            raise NumericalError(
-                f"the weights or the inputs of {name} hold NaN or infinity. Try --dtype float32; "
-                "if that does not help, the model or its input is damaged"
-            )
+            raise not_finite(f"the weights or the inputs of {name} hold")
     threshold = multiple * total / size
     above = sum(int((weight.float().abs() * norm > threshold).sum()) for _, weight, norm in scored)
     return 100 * above / size

@@ -19,7 +19,7 @@ from spp_cli import processes
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
 from spp_cli.allocation.dense import DenseModel
-from spp_cli.errors import ConfigError, NumericalError
+from spp_cli.errors import ConfigError, not_finite
 from spp_cli.models.decoder import Linear
 
 __all__ = ["Sensitivity", "fisher_traces", "hessian_traces"]
@@ -165,8 +165,5 @@ def _means(
     means = {name: sum(each[name] for each in everyone) / counted for name in totals}
     for name, mean in means.items():
         if not math.isfinite(mean):
-            raise NumericalError(
-                f"the gradient by {name} holds NaN or infinity. Try --dtype float32; "
-                "if that does not help, the model or its input is damaged"
-            )
+            raise not_finite(f"the gradient by {name} holds")
     return means

@@ -87,11 +87,9 @@ def _packed(
     """Before they move to the device, which then never holds the zeros of all of them."""
     packed: list[nn.Module] = []
     for linear in _chosen(model, keep):
-        bias = linear.module.bias
         weight = PackedWeight(linear.weight.contiguous(), keep[linear.name])
-        packed.append(FrozenLinear(weight, None if bias is None else bias.data))  # type: ignore[arg-type]
-        parent, _, child = linear.name.rpartition(".")
-        setattr(model.get_submodule(parent), child, packed[-1])
+        packed.append(FrozenLinear(weight, linear.bias))
+        linear.replace(model, packed[-1])
     model.to(device)
     return packed
 

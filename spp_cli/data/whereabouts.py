@@ -12,7 +12,7 @@ from spp_cli.data.hub import HubSet, place_in_copy, splits_at_hand
 from spp_cli.data.text import NAMED, Use, find, hub_set, named
 from spp_cli.errors import DataError
 
-__all__ = ["NOWHERE", "State", "Whereabouts", "how_to_get", "text_whereabouts"]
+__all__ = ["NOWHERE", "State", "Whereabouts", "how_to_get", "lacking", "text_whereabouts"]
 
 NOWHERE = "no copy, nor in the hub's cache"
 
@@ -41,6 +41,12 @@ def how_to_get(name: str, data_folder: Path | None, file: str | None = None) -> 
     target = f"{data_folder or 'FOLDER'}/{name}"
     only = f" {file}" if file else ""
     return f"hf download {name}{only} --repo-type dataset --local-dir {target}"
+
+
+def lacking(wanted: Sequence[str], splits: set[str]) -> str:
+    """Return which of the splits ``wanted`` is not there; nothing if all are."""
+    missing = [split for split in wanted if split not in splits]
+    return f"no split {missing[0]!r}, only {', '.join(sorted(splits))}" if missing else ""
 
 
 def text_whereabouts(
@@ -110,5 +116,5 @@ def _require_in_cache(wanted: HubSet) -> None:
 
 
 def _require_split(wanted: HubSet, splits: set[str]) -> None:
-    if wanted.split not in splits:
-        raise DataError(f"no split {wanted.split!r}, only {', '.join(sorted(splits))}")
+    if problem := lacking([wanted.split], splits):
+        raise DataError(problem)

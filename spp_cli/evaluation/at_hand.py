@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from spp_cli.config import EvalConfig
 from spp_cli.data.hub import splits_at_hand
-from spp_cli.data.whereabouts import NOWHERE, Whereabouts, how_to_get
+from spp_cli.data.whereabouts import NOWHERE, Whereabouts, how_to_get, lacking
 from spp_cli.errors import DataError
 from spp_cli.evaluation import next_line
 from spp_cli.evaluation.data_sets import Source, data_folder, needed_splits
@@ -83,8 +83,7 @@ def _problem(source: Source, wanted: Sequence[str], keywords: dict[str, Any]) ->
         if source.is_on_hub:
             return NOWHERE
         return " ".join(str(error).split()).rstrip(".")
-    lacking = [split for split in wanted if split not in splits]
-    return f"no split {lacking[0]!r}, only {', '.join(sorted(splits))}" if lacking else ""
+    return lacking(wanted, splits)
 
 
 def _configurations(name: str, index: TaskManager) -> list[Any]:

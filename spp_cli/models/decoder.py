@@ -52,6 +52,17 @@ class Linear:
     def in_features(self) -> int:
         return self.weight.shape[1]
 
+    @property
+    def bias(self) -> Tensor | None:
+        bias = self.module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return None if bias is None else bias.data
+
+    def replace(self, model: nn.Module, module: nn.Module) -> None:
+        """Put another module in the place that this one has in ``model``."""
+        parent, _, child = self.name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+
     def as_stored(self, weight: Tensor) -> Tensor:
         """Turn a tensor from (out_features, in_features) to the layout stored, or back."""
         return weight.T if self.transposed else weight

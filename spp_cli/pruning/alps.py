@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.pruning.reconstruction import energy
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import Pattern
 
@@ -84,29 +85,30 @@ class ALPS(PruningMethod):
         H = prepared.hessian
         dense = (weight * prepared.scale).masked_fill_(prepared.dead, 0.0)
         wanted = dense @ H
-        found, iterations = self._search(dense, wanted, prepared, pattern)
-        fitted, keep = self._fitted(found, wanted, H, pattern)
-        begun, _ = _largest(dense, pattern)
-        if _error(begun, dense, H) < _error(fitted, dense, H):
-            fitted, keep = self._fitted(begun, wanted, H, pattern)
+        begun, largest = _largest(dense, pattern)
+        found, iterations = self._search(dense, begun, largest, wanted, prepared, pattern)
+        sparse, keep = _largest(found, pattern)
+        fitted = _fit(H, wanted, keep, sparse, self.refinements)
+        if energy(begun - dense, H) < energy(fitted - dense, H):
+            fitted, keep = _fit(H, wanted, largest, begun, self.refinements), largest
         return Pruned(fitted / prepared.scale, keep, {"iterations": iterations})
 
-    def _fitted(
-        self, weight: Tensor, wanted: Tensor, hessian: Tensor, pattern: Pattern
-    ) -> tuple[Tensor, Tensor]:
-        sparse, keep = _largest(weight, pattern)
-        return _fit(hessian, wanted, keep, sparse, self.refinements), keep
-
     def _search(
-        self, dense: Tensor, wanted: Tensor, spectrum: Spectrum, pattern: Pattern
+        self,
+        dense: Tensor,
+        first: Tensor,
+        support: Tensor,
+        wanted: Tensor,
+        spectrum: Spectrum,
+        pattern: Pattern,
     ) -> tuple[Tensor, int]:
         """Return B when the support has settled, and the iterations it took.
 
+        It begins with ``first``, the largest of the dense weights, on their ``support``.
         As long as the support has hardly moved, ρ is too high for it to, and falls to a fifth.
         """
         rho, has_moved = self.rho, False
         inverse = spectrum.inverse(rho)
-        first, support = _largest(dense, pattern)
         B, D, V = dense, first, torch.zeros_like(dense)
         kept = int(support.count_nonzero())
         for iteration in range(1, self.iterations + 1):
@@ -137,11 +139,6 @@ def _largest(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Return ``weight`` with its largest entries alone, and their mask."""
     keep = pattern.keep(weight.abs(), within="layer")
     return weight.masked_fill(~keep, 0.0), keep
-
-
-def _error(weight: Tensor, dense: Tensor, hessian: Tensor) -> float:
-    change = weight - dense
-    return float(((change @ hessian) * change).sum())
 
 
 def _fit(hessian: Tensor, wanted: Tensor, keep: Tensor, weight: Tensor, iterations: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spp_cli import processes
-from spp_cli.errors import NumericalError
+from spp_cli.errors import NumericalError, not_finite
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.statistics import Statistic
@@ -33,9 +33,9 @@ class Known:
 
     def of(self, asking: PruningMethod | Refinement | Recovery) -> Statistic | None:
         """Return the statistic that is asked for, or one that does for it."""
-        wanted = asking.statistic
-        found = (kind for kind in self._statistics if wanted and issubclass(kind, wanted))
-        return self._statistics[next(found)] if wanted else None
+        if (wanted := asking.statistic) is None:
+            return None
+        return next(each for each in self if isinstance(each, wanted))
 
     def update(self, inputs: Tensor, shape: tuple[int, int], dense: Tensor | None = None) -> None:
         """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width).
@@ -70,10 +70,7 @@ class Known:
             NumericalError: NaN or infinity among the inputs, or the method cannot.
         """
         if not all(statistic.is_finite() for statistic in self._statistics.values()):
-            raise NumericalError(
-                f"the inputs of {names} hold NaN or infinity. Try --dtype float32; "
-                "if that does not help, the model or its input is damaged"
-            )
+            raise not_finite(f"the inputs of {names} hold")
         try:
             return method.prepare(self.of(method))
         except NumericalError as error:

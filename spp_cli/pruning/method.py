@@ -10,9 +10,9 @@ from torch import Tensor
 
 from spp_cli.config import Section
 from spp_cli.pruning.statistics import Statistic
-from spp_cli.sparsity.patterns import Pattern
+from spp_cli.sparsity.patterns import NofM, Pattern
 
-__all__ = ["Pruned", "PruningMethod"]
+__all__ = ["Pruned", "PruningMethod", "misfit_of_blocks"]
 
 
 class Pruned(NamedTuple):
@@ -72,3 +72,10 @@ class PruningMethod(Section):
     def misfit(self, pattern: Pattern) -> str | None:
         """Return why the method cannot prune to ``pattern``; None if it can."""
         return None
+
+
+def misfit_of_blocks(block_size: int, pattern: Pattern) -> str | None:
+    """Return why masks cannot be chosen ``block_size`` columns at a time; None if they can."""
+    if isinstance(pattern, NofM) and block_size % pattern.of:
+        return f"block_size is {block_size}; must be a multiple of {pattern.of} for {pattern}"
+    return None

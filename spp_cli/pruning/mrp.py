@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.pruning.factor import Factor, inverse_factor
-from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.pruning.method import Pruned, PruningMethod, misfit_of_blocks
 from spp_cli.pruning.statistics import Gram
 from spp_cli.pruning.subsets import solve_within, solving_bytes
 from spp_cli.sparsity.patterns import NofM, Pattern
@@ -57,10 +57,8 @@ class MRP(PruningMethod):
             if self.mask == "multiple":
                 return "mask multiple weighs the sets of a group, and only N:M has groups. Use auto"
             return None
-        if self.block_size % pattern.of:
-            return (
-                f"block_size is {self.block_size}; must be a multiple of {pattern.of} for {pattern}"
-            )
+        if problem := misfit_of_blocks(self.block_size, pattern):
+            return problem
         if self.mask == "multiple" and _sets(pattern) > _MOST_SETS:
             return (
                 f"mask multiple would weigh {_sets(pattern)} sets of each group of {pattern}, more "

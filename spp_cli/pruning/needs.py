@@ -15,7 +15,7 @@ import torch
 from spp_cli.models.activations import Offload
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.pruning.method import PruningMethod
-from spp_cli.pruning.statistics import Statistic, fewest
+from spp_cli.pruning.statistics import Statistic
 from spp_cli.recovering.recovery import Recovery
 
 __all__ = ["CalibrationSize", "Needs", "held_in_one_pass", "prune_needs"]
@@ -69,6 +69,7 @@ def prune_needs(
     linears: Sequence[Linear],
     method: PruningMethod,
     recovery: Recovery,
+    kinds: Sequence[type[Statistic]],
     calibration: CalibrationSize | None,
     *,
     order: str,
@@ -81,6 +82,7 @@ def prune_needs(
 
     Args:
         decoder: of a model without weights.
+        kinds: the statistics that are collected of every input.
         compute: the type of weights and activations on the device.
         stored: the type of the weights in the checkpoint.
     """
@@ -93,7 +95,6 @@ def prune_needs(
     masks = sum(pruned) // 8
 
     groups = [_by_input(chosen) for chosen in blocks]
-    kinds = fewest((method.statistic, recovery.statistic))
     on_device = block * compute.itemsize + max(
         max(
             method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features),

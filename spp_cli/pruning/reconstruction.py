@@ -6,7 +6,12 @@ from torch import Tensor
 
 from spp_cli.pruning.statistics import Gram, PairedGram
 
-__all__ = ["Reconstruction"]
+__all__ = ["Reconstruction", "energy"]
+
+
+def energy(weight: Tensor, gram: Tensor) -> Tensor:
+    """Return ‖X Wᵀ‖², a number, of W = ``weight`` (rows, in_features) and XᵀX = ``gram``."""
+    return ((weight @ gram) * weight).sum()
 
 
 class Reconstruction:
@@ -26,7 +31,7 @@ class Reconstruction:
         if isinstance(statistic, PairedGram) and (pair := statistic.difference()):
             cross, square = pair
             self._shift = weight @ cross
-            self._unavoidable = ((weight @ square) * weight).sum()
+            self._unavoidable = energy(weight, square)
 
     def targets(self) -> Tensor:
         """Return W YᵀX, (out_features, in_features): where it is W' G, E is lowest."""
@@ -48,5 +53,4 @@ class Reconstruction:
 
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Return ‖X (one − other)ᵀ‖², a number."""
-        change = one - other
-        return ((change @ self._hessian) * change).sum()
+        return energy(one - other, self._hessian)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.pruning.factor import Factor, inverse_factor
-from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.pruning.method import Pruned, PruningMethod, misfit_of_blocks
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import NofM, Pattern
 
@@ -34,11 +34,7 @@ class SparseGPT(PruningMethod):
     )
 
     def misfit(self, pattern: Pattern) -> str | None:
-        if isinstance(pattern, NofM) and self.block_size % pattern.of:
-            return (
-                f"block_size is {self.block_size}; must be a multiple of {pattern.of} for {pattern}"
-            )
-        return None
+        return misfit_of_blocks(self.block_size, pattern)
 
     def workspace(self, rows: int, columns: int) -> int:
         return 16 * rows * columns + 20 * columns * columns  # the Hessian and its factors

@@ -10,9 +10,8 @@ import torch
 from conftest import make_model
 from golden_cases import case
 from hypothesis import given
-from hypothesis import strategies as st
+from ratio_laws import NUMBERS_AND_SIZES, SPARSITIES, WIDTHS, check_ratios
 
-from spp_cli.allocation.budget import weighted_mean
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.allocation.owl import OWL, outlier_percentage
 from spp_cli.errors import NumericalError
@@ -47,21 +46,11 @@ def test_outliers_and_ratios_are_those_of_the_released_code() -> None:
     assert found == pytest.approx(golden["layer_sparsity"], abs=1e-12)
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 100), st.integers(1, 10**9)), min_size=1, max_size=80),
-    st.floats(0.001, 0.999),
-    st.floats(0.001, 0.499),
-)
+@given(NUMBERS_AND_SIZES, SPARSITIES, WIDTHS)
 def test_whatever_stands_out_the_mean_is_the_sparsity_and_every_block_keeps_some(
     drawn: list[tuple[float, int]], sparsity: float, width: float
 ) -> None:
-    outliers, sizes = [share for share, _ in drawn], [size for _, size in drawn]
-    found = OWL(width=width).ratios(outliers, sizes, sparsity)
-    assert weighted_mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
-    assert all(0 <= ratio < 1 for ratio in found)
-    assert max(found) - min(found) <= 2 * width + 1e-9
-    order = sorted(range(len(found)), key=lambda block: -outliers[block])
-    assert [found[block] for block in order] == sorted(found)
+    check_ratios(OWL(width=width).ratios, drawn, sparsity, width)
 
 
 def test_blocks_that_are_all_alike_lose_alike() -> None:

@@ -11,6 +11,7 @@ from conftest import make_model
 from golden_cases import case
 from hypothesis import given
 from hypothesis import strategies as st
+from ratio_laws import NUMBERS_AND_SIZES, SPARSITIES, WIDTHS, check_ratios
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -77,21 +78,11 @@ def test_ratios_are_those_of_the_published_algorithm() -> None:
         assert found == pytest.approx(expected, abs=1e-12)
 
 
-@given(
-    st.lists(st.tuples(st.floats(0, 100), st.integers(1, 10**9)), min_size=1, max_size=80),
-    st.floats(0.001, 0.999),
-    st.floats(0.001, 0.499),
-)
+@given(NUMBERS_AND_SIZES, SPARSITIES, WIDTHS)
 def test_whatever_is_sensitive_the_mean_is_the_sparsity_and_all_keep_some(
     drawn: list[tuple[float, int]], sparsity: float, width: float
 ) -> None:
-    sensitivities, sizes = [value for value, _ in drawn], [size for _, size in drawn]
-    found = Sensitivity(width=width).ratios(sensitivities, sizes, sparsity)
-    assert weighted_mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
-    assert all(0 <= ratio < 1 for ratio in found)
-    assert max(found) - min(found) <= 2 * width + 1e-9
-    order = sorted(range(len(found)), key=lambda number: -sensitivities[number])
-    assert [found[number] for number in order] == sorted(found)
+    check_ratios(Sensitivity(width=width).ratios, drawn, sparsity, width)
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20), st.integers(-20, 20))

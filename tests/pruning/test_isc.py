@@ -6,20 +6,13 @@ import torch
 from golden_cases import case
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_cases import gram_of
 from torch import Tensor
 
 from spp_cli.pruning.isc import ISC
 from spp_cli.pruning.sparsegpt import SparseGPT
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import NofM, Unstructured
-
-
-def gram_of(inputs: Tensor) -> Gram:
-    """Return the Gram matrix of inputs (samples, tokens, in_features)."""
-    gram = Gram(inputs.shape[-1], inputs.device)
-    for sample in inputs:
-        gram.update(sample[None], samples=1)
-    return gram
 
 
 def saliency(weight: Tensor, gram: Gram, damping: float = 0.01) -> Tensor:
