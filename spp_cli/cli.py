@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
-from functools import cache
+import importlib
 from inspect import Parameter, Signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from spp_cli import __version__
 from spp_cli.commands import COMMANDS, GROUPS
-from spp_cli.commands.command import Command, Given, switch
-from spp_cli.reporting.answer import Manner, give
+from spp_cli.commands.parameters import switch
+
+if TYPE_CHECKING:
+    from spp_cli.commands.command import Command, Given
 
 __all__ = ["app"]
-
-app = typer.Typer(
-    name="spp",
-    help="Prune a language model, finetune it without losing a single zero, merge, evaluate.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 _HOW = (
     switch("json", "Print one JSON document on stdout, all else on stderr", "Output"),
     switch("quiet", "Show only warnings, errors and the result", "Output"),
     switch("debug", "Show the traceback of an error, and what libraries say", "Output"),
+)
+_MARKUP: Any = "rich"  # in the texts of help
+
+
+class _Listed(TyperCommand):
+    """A command as far as a list of them needs it; the rest is imported when it is called."""
+
+    def __init__(self, name: str, place: str, text: str) -> None:
+        super().__init__(name.split()[-1], help=text, rich_markup_mode=_MARKUP)
+        self._place = place
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        module, _, name = self._place.partition(":")
+        command = getattr(importlib.import_module(f"spp_cli.commands.{module}"), name)
+        alone = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP)
+        alone.command(self.name, help=self.help)(_as_typer(command))
+        return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
+
+
+class _Commands(TyperGroup):
+    """All commands of the table; those of two words in groups by the first."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (place, text) in COMMANDS.items():
+            first, _, last = name.partition(" ")
+            owner = self._group(first) if last else self
+            owner.add_command(_Listed(name, place, text))
+
+    def _group(self, name: str) -> TyperGroup:
+        if name not in self.commands:
+            group = TyperGroup(
+                name=name, help=GROUPS[name], no_args_is_help=True, rich_markup_mode=_MARKUP
+            )
+            self.add_command(group)
+        found = self.commands[name]
+        assert isinstance(found, TyperGroup)
+        return found
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="spp",
+    help="Prune a language model, finetune it without losing a single zero, merge, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=_MARKUP,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -47,26 +91,14 @@ def _as_typer(command: Command) -> Any:
 
 def _finish(command: Command, context: typer.Context, given: Given) -> None:
     """Do a command's work; the output options may stand before the command or after it."""
+    from spp_cli.reporting.answer import Manner, give
+
     before = context.obj or {}
     names = [parameter.name for parameter in _HOW]
     manner = Manner(**{name: given[name] or before.get(name, False) for name in names})
     code = give(manner, lambda reporter: command.work(given, reporter))
     if code:
         raise typer.Exit(code)
-
-
-@cache
-def _group(name: str) -> typer.Typer:
-    """Return what the commands of two words that begin with ``name`` belong to."""
-    group = typer.Typer(help=GROUPS[name], no_args_is_help=True)
-    app.add_typer(group, name=name)
-    return group
-
-
-for _command in COMMANDS:
-    *_first, _last = _command.name.split()
-    _owner = _group(_first[0]) if _first else app
-    _owner.command(_last, help=_command.help)(_as_typer(_command))
 
 
 def _show_version(wanted: bool) -> None:

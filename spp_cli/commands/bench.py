@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import (
-    WORKSPACE,
-    Command,
-    Given,
-    argument,
-    asked,
-    count,
-    flag_parameter,
-    option,
-    with_default,
-    workspace_of,
-)
+from spp_cli.commands.command import Command, Given, asked, flag_parameter, workspace_of
+from spp_cli.commands.parameters import WORKSPACE, argument, count, option, with_default
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
 from spp_cli.named_models import NamedModel, find, folder_model, run_models
@@ -78,8 +68,6 @@ def _model(given: Given, reporter: Reporter) -> NamedModel:
 
 
 BENCH = Command(
-    "bench",
-    "Measure speed and memory of a sparse model here, in every way to hold its weights.",
     [
         argument("path", "A run, RUN/STAGE, a model's folder or hub id", metavar="PATH"),
         option(

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import (
-    CONFIG,
-    SET,
-    Command,
-    Given,
-    asked,
-    count,
-    flag_parameter,
-)
+from spp_cli.commands.command import Command, Given, asked, flag_parameter
+from spp_cli.commands.parameters import CONFIG, SET, count
 from spp_cli.commands.stages import say_which_model
 from spp_cli.flags import FLAGS
 from spp_cli.invocation import resolve
@@ -33,8 +26,6 @@ def _calibrate(given: Given, reporter: Reporter) -> Answer:
 
 _PREVIEW = count("preview", "Print the beginnings of so many sequences as text", "Output")
 CALIBRATE = Command(
-    "calibrate",
-    "Draw the calibration tokens once, for every prune to come.",
     [CONFIG, *map(flag_parameter, FLAGS["calibrate"]), _PREVIEW, SET],
     _calibrate,
 )

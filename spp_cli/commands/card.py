@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import (
-    WORKSPACE,
-    Command,
-    Given,
-    argument,
-    run_and_stage,
-    switch,
-    workspace_of,
-)
+from spp_cli.commands.command import Command, Given, run_and_stage, workspace_of
+from spp_cli.commands.parameters import WORKSPACE, argument, switch
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 
@@ -30,8 +23,6 @@ def _card(given: Given, _: Reporter) -> Answer:
 
 RUN_AND_STAGE = "A run, or RUN/STAGE: merge (default), prune"
 CARD = Command(
-    "card",
-    "Write the model card of a run anew, with the results that there are.",
     [
         argument("run", RUN_AND_STAGE, metavar="RUN[/STAGE]"),
         switch("force", "Write it anew though somebody has edited it"),

@@ -1,4 +1,4 @@
-"""One command of ``spp``: its name, its help, its parameters, and the work behind it.
+"""One command of ``spp``: its parameters, and the work behind it.
 
 A new command is one file here and one line in the table.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from spp_cli.commands.parameters import parameter, with_default
 from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 from spp_cli.flags import Flag
@@ -23,9 +24,8 @@ from spp_cli.sweeps.record import sweep_runs
 from spp_cli.workspace import Run, Workspace
 
 __all__ = [
-    "CONFIG", "FORCE", "SET", "SWEEP_NAME", "WORKSPACE", "Command",
-    "argument", "asked", "check_word", "chosen_stages", "count", "flag_parameter", "named_runs",
-    "option", "run_and_stage", "switch", "with_default", "workspace_of",
+    "Command", "Given", "asked", "check_word", "chosen_stages", "flag_parameter", "named_runs",
+    "run_and_stage", "workspace_of",
 ]  # fmt: skip
 
 Given = dict[str, Any]
@@ -38,58 +38,8 @@ class Command:
     ``work`` imports what needs torch when it runs, so that help does not wait for it.
     """
 
-    name: str
-    help: str
     parameters: Sequence[Parameter]
     work: Callable[[Given, Reporter], Answer]
-
-
-def argument(name: str, text: str, *, metavar: str = "", kind: Any = str) -> Parameter:
-    """Return a positional parameter; without ``None`` in its ``kind`` it must be given."""
-    needed = kind in (str, list[str])
-    taken = typer.Argument(
-        ... if needed else None, metavar=metavar or name.upper(), help=text, show_default=False
-    )
-    return _parameter(name, kind, taken)
-
-
-def option(
-    name: str, text: str, *, metavar: str = "TEXT", panel: str | None = None, kind: Any = str,
-    default: Any = None, **limits: Any,
-) -> Parameter:  # fmt: skip
-    """Return ``--name VALUE``; None if it is not given, or ``default``."""
-    taken = typer.Option(
-        default,
-        f"--{name.replace('_', '-')}",
-        help=text,
-        metavar=metavar,
-        show_default=False,
-        rich_help_panel=panel,
-        **limits,
-    )
-    return _parameter(name, kind if default is not None else kind | None, taken)
-
-
-def count(name: str, text: str, panel: str | None = None, *, default: int = 0) -> Parameter:
-    """Return ``--name INTEGER``; 0 if it is not given, or ``default``, where 0 is none."""
-    if default:
-        text = with_default(text, default)
-    return option(
-        name, text, metavar="INTEGER", panel=panel, kind=int, default=default, min=min(default, 1)
-    )
-
-
-def with_default(text: str, default: object) -> str:
-    """Return the help of an option with the default it has."""
-    return rf"{text} [dim]\[default: {default}][/dim]"
-
-
-def switch(name: str, text: str, panel: str | None = None) -> Parameter:
-    """Return ``--name``, which takes no value: True if it is given."""
-    taken = typer.Option(
-        False, f"--{name.replace('_', '-')}", help=text, metavar="", rich_help_panel=panel
-    )
-    return _parameter(name, bool, taken)
 
 
 def flag_parameter(flag: Flag) -> Parameter:
@@ -106,7 +56,7 @@ def flag_parameter(flag: Flag) -> Parameter:
         show_default=False,
         rich_help_panel=flag.panel,
     )
-    return _parameter(_key_name(flag), kind | None, taken)
+    return parameter(_key_name(flag), kind | None, taken)
 
 
 def asked(flags: Sequence[Flag], given: Given) -> Layer:
@@ -178,25 +128,3 @@ def check_word(flag: str, word: str, words: Collection[str]) -> None:
 
 def _key_name(flag: Flag) -> str:
     return flag.key.replace(".", "__")
-
-
-def _parameter(name: str, kind: Any, default: Any) -> Parameter:
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-
-
-CONFIG = argument("config", "YAML file; flags override it", metavar="CONFIG.yaml", kind=str | None)
-SET = _parameter(
-    "assignments",
-    list[str] | None,
-    typer.Option(
-        None,
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set any key, e.g. prune.calibration.seed=1; may be given more than once",
-        show_default=False,
-        rich_help_panel="Run",
-    ),
-)
-FORCE = switch("force", "Make it anew, whatever is there", "Run")
-SWEEP_NAME = option("sweep", "All runs of this sweep, instead of their names", metavar="NAME")
-WORKSPACE = option("workspace", "Folder of all runs; default: $SPP_WORKSPACE, or ./workspace")

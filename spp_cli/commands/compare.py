@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from spp_cli.commands.command import (
-    SWEEP_NAME,
-    WORKSPACE,
     Command,
     Given,
-    argument,
     check_word,
     chosen_stages,
     named_runs,
-    option,
     workspace_of,
 )
+from spp_cli.commands.parameters import SWEEP_NAME, WORKSPACE, argument, option
 from spp_cli.comparison import MADE_BY, mark, rows
 from spp_cli.fingerprint import write_text
 from spp_cli.progress import Reporter
@@ -62,8 +59,6 @@ def _compare(given: Given, _: Reporter) -> Answer:
 
 
 COMPARE = Command(
-    "compare",
-    "Compare the results of runs in one table; what does not compare is marked, and why.",
     [
         argument("runs", "Names of runs; default: all", metavar="RUN", kind=list[str] | None),
         option("sort", "Sort by columns; -COLUMN descending", metavar="COLUMN,...", kind=list[str]),

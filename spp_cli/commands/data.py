@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import CONFIG, SET, Command, Given, asked, flag_parameter
+from spp_cli.commands.command import Command, Given, asked, flag_parameter
+from spp_cli.commands.parameters import CONFIG, SET
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
@@ -54,8 +55,6 @@ def _whereabouts(config: SppConfig, has_file: bool) -> list[Any]:
 
 
 DATA_CHECK = Command(
-    "data check",
-    "Say which data sets of tasks and texts are on this machine; exit 2 if any is missing.",
     [CONFIG, *map(flag_parameter, FLAGS["data check"]), SET],
     _check,
 )

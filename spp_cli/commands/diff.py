@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import (
-    WORKSPACE,
-    Command,
-    Given,
-    argument,
-    run_and_stage,
-    switch,
-    workspace_of,
-)
+from spp_cli.commands.command import Command, Given, run_and_stage, workspace_of
+from spp_cli.commands.parameters import WORKSPACE, argument, switch
 from spp_cli.comparison import MADE_BY
 from spp_cli.difference import Side, diff
 from spp_cli.progress import Reporter
@@ -32,8 +25,6 @@ def _diff(given: Given, _: Reporter) -> Answer:
 
 
 DIFF = Command(
-    "diff",
-    "Show what differs between two runs, the likeliest cause of other numbers first.",
     [
         argument("a", "A run, or RUN/STAGE: prune, finetune or merge", metavar="RUN_A"),
         argument("b", "Another", metavar="RUN_B"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spp_cli.commands.command import Command, Given, argument, option
+from spp_cli.commands.command import Command, Given
+from spp_cli.commands.parameters import argument, option
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
@@ -27,8 +28,6 @@ def _unpack(given: Given, _: Reporter) -> Answer:
 
 
 VERIFY = Command(
-    "verify",
-    "Check the zeros of any model folder, layer by layer; exit 1 if broken.",
     [
         argument("path", "Hugging Face model folder"),
         option(
@@ -40,8 +39,6 @@ VERIFY = Command(
     _verify,
 )
 UNPACK = Command(
-    "unpack",
-    "Bring back the model folder that spp merge --packed made small.",
     [argument("path", "Archive folder"), argument("target", "Folder to be made")],
     _unpack,
 )

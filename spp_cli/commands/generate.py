@@ -9,18 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spp_cli.commands.command import (
-    WORKSPACE,
     Command,
     Given,
-    argument,
     asked,
     chosen_stages,
-    count,
     flag_parameter,
-    option,
-    switch,
     workspace_of,
 )
+from spp_cli.commands.parameters import WORKSPACE, argument, count, option, switch
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
 from spp_cli.named_models import NamedModel, find, folder_model, run_models
@@ -128,8 +124,6 @@ def _text(models: Sequence[NamedModel], written: Sequence[dict[str, Any]]) -> st
 
 
 GENERATE = Command(
-    "generate",
-    "Let models go on from a prompt: all of a run, or any others, side by side.",
     [
         argument("path", "A run, RUN/STAGE, a model's folder or hub id", metavar="PATH"),
         argument("prompt", "What the models go on from; - reads it from stdin", metavar="PROMPT"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import CONFIG, SET, Command, Given, asked, flag_parameter
+from spp_cli.commands.command import Command, Given, asked, flag_parameter
+from spp_cli.commands.parameters import CONFIG, SET
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
 from spp_cli.invocation import resolve
@@ -23,8 +24,6 @@ def _plan(given: Given, _: Reporter) -> Answer:
 
 
 PLAN = Command(
-    "plan",
-    "Show what a configuration would do and need; reads no weights.",
     [CONFIG, *map(flag_parameter, FLAGS["plan"]), SET],
     _plan,
 )

@@ -5,16 +5,8 @@ from __future__ import annotations
 import os
 
 from spp_cli.commands.card import RUN_AND_STAGE, WHOLE_MODELS
-from spp_cli.commands.command import (
-    WORKSPACE,
-    Command,
-    Given,
-    argument,
-    option,
-    run_and_stage,
-    switch,
-    workspace_of,
-)
+from spp_cli.commands.command import Command, Given, run_and_stage, workspace_of
+from spp_cli.commands.parameters import WORKSPACE, argument, option, switch
 from spp_cli.errors import ConfigError
 from spp_cli.models.origin import CARD
 from spp_cli.progress import Reporter
@@ -90,8 +82,6 @@ def _token() -> str:
 
 
 PUSH = Command(
-    "push",
-    "Put the model of a run on the hub; shows what would go there, and with --yes does it.",
     [
         argument(
             "run", f"{RUN_AND_STAGE}, or {ARCHIVE}, the archive of merge", metavar="RUN[/STAGE]"

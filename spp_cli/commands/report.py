@@ -6,17 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import (
-    SWEEP_NAME,
-    WORKSPACE,
-    Command,
-    Given,
-    argument,
-    named_runs,
-    option,
-    switch,
-    workspace_of,
-)
+from spp_cli.commands.command import Command, Given, named_runs, workspace_of
+from spp_cli.commands.parameters import SWEEP_NAME, WORKSPACE, argument, option, switch
 from spp_cli.comparison import mark, rows
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
@@ -139,8 +130,6 @@ _PROMPT = option(
     kind=list[str],
 )
 REPORT = Command(
-    "report",
-    "Write a page about one run or more: what was done, tables, plots, samples.",
     [
         _RUNS,
         _OUTPUT,

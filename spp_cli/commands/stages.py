@@ -9,18 +9,8 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from spp_cli.commands.command import (
-    CONFIG,
-    FORCE,
-    SET,
-    Command,
-    Given,
-    asked,
-    count,
-    flag_parameter,
-    option,
-    switch,
-)
+from spp_cli.commands.command import Command, Given, asked, flag_parameter
+from spp_cli.commands.parameters import CONFIG, FORCE, SET, count, option, switch
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
@@ -59,10 +49,10 @@ _FIND_LR = switch(
 )
 
 
-def _command(name: str, stages: Sequence[str], text: str, *own: Parameter) -> Command:
+def _command(name: str, stages: Sequence[str], *own: Parameter) -> Command:
     """Return the command that runs ``stages``, with the flags that the table gives it."""
     parameters = [CONFIG, *map(flag_parameter, FLAGS[name]), *own, SET, FORCE]
-    return Command(name, text, parameters, partial(_run, name, stages))
+    return Command(parameters, partial(_run, name, stages))
 
 
 def _run(name: str, stages: Sequence[str], given: Given, reporter: Reporter) -> Answer:
@@ -149,16 +139,8 @@ def _evaluate_folder(path: str, file: str | None, flags: Layer, reporter: Report
     return Answer(document, tables.evaluation_table(document))
 
 
-PRUNE = _command("prune", ["prune"], "Prune a dense model: the lowest scores become zeros.")
-FINETUNE = _command(
-    "finetune",
-    ["finetune"],
-    "Train an adapter on a pruned model; no zero is lost.",
-    _PREVIEW,
-    _FIND_LR,
-)
-MERGE = _command("merge", ["merge"], "Multiply the adapter into the weights: a plain sparse model.")
-EVAL = _command(
-    "eval", ["eval"], "Measure perplexity and accuracy of any stage, or of a folder.", _PATH
-)
-RUN = _command("run", STAGES, "Run all stages in order, skipping what is up to date.", _STAGES)
+PRUNE = _command("prune", ["prune"])
+FINETUNE = _command("finetune", ["finetune"], _PREVIEW, _FIND_LR)
+MERGE = _command("merge", ["merge"])
+EVAL = _command("eval", ["eval"], _PATH)
+RUN = _command("run", STAGES, _STAGES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spp_cli.commands.command import WORKSPACE, Command, Given, argument, workspace_of
+from spp_cli.commands.command import Command, Given, workspace_of
+from spp_cli.commands.parameters import WORKSPACE, argument
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
@@ -23,8 +24,6 @@ def _status(given: Given, _: Reporter) -> Answer:
 
 
 STATUS = Command(
-    "status",
-    "Show the runs in the workspace, or one run stage by stage.",
     [argument("run", "Name of a run", kind=str | None), WORKSPACE],
     _status,
 )

@@ -6,16 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spp_cli import processes
-from spp_cli.commands.command import (
-    SET,
-    Command,
-    Given,
-    argument,
-    asked,
-    flag_parameter,
-    option,
-    switch,
-)
+from spp_cli.commands.command import Command, Given, asked, flag_parameter
+from spp_cli.commands.parameters import SET, argument, option, switch
 from spp_cli.comparison import mark, rows
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
@@ -83,8 +75,6 @@ def _outlook_table(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 SWEEP = Command(
-    "sweep",
-    "Run every combination of some settings, and compare them; restartable at any moment.",
     [
         argument("file", "YAML file with the points", metavar="SWEEP.yaml"),
         switch("dry_run", "Check all points, show what would be done, and stop", "Run"),
