@@ -18,7 +18,7 @@ for adapter in $adapters; do
   .venv/bin/spp prune configs/demo.yaml --run "$adapter" "$@"     # links what is there
   # The keys of the demo's adapter are those of spp; here each has its own defaults.
   with=(configs/demo.yaml --run "$adapter" --set "finetune.adapter={name: $adapter}")
-  with+=(--max-steps "${STEPS:-300}")
+  with+=(--set "finetune.max_steps=${STEPS:-300}")
   found=$SPP_WORKSPACE/$adapter/find-lr.json
   [ -s "$found" ] || .venv/bin/spp finetune "${with[@]}" --learning-rate "${START:-1e-2}" --find-lr
   rate=$(.venv/bin/python -c "import json, sys; print(json.load(open(sys.argv[1]))['best']['learning_rate'])" "$found")
