@@ -15,6 +15,7 @@ from torch import Tensor
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.reconstruction import energy
 from spp_cli.pruning.statistics import Gram
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["ALPS"]
@@ -138,7 +139,7 @@ class ALPS(PruningMethod):
 def _largest(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Return ``weight`` with its largest entries alone, and their mask."""
     keep = pattern.keep(weight.abs(), within="layer")
-    return weight.masked_fill(~keep, 0.0), keep
+    return zeroed(weight, keep), keep
 
 
 def _fit(hessian: Tensor, wanted: Tensor, keep: Tensor, weight: Tensor, iterations: int) -> Tensor:

@@ -18,6 +18,7 @@ from spp_cli.pruning.reconstruction import Reconstruction
 from spp_cli.pruning.sparsegpt import SparseGPT
 from spp_cli.pruning.statistics import PairedGram
 from spp_cli.pruning.wanda import Wanda
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["Fista", "lasso"]
@@ -85,7 +86,7 @@ class Fista(PruningMethod):
         targets = problem.targets()
         begin = self._start(weight, prepared, pattern)
         keep = pattern.keep(begin.abs(), within="layer")
-        best = begin.masked_fill(~keep, 0.0)
+        best = zeroed(begin, keep)
         first = lowest = problem.error(best).item()
         high = targets.abs().max().item()
         low = high * _LOWEST_PENALTY
@@ -96,7 +97,7 @@ class Fista(PruningMethod):
             tried = math.sqrt(low * high)
             solution = lasso(hessian, targets, begin, tried, largest, self.iterations)
             chosen = pattern.keep(solution.abs(), within="layer")
-            rounded = solution.masked_fill(~chosen, 0.0)
+            rounded = zeroed(solution, chosen)
             error = problem.error(rounded).item()
             lost = problem.distance(rounded, solution).item()
             stale += 1

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["Magnitude"]
@@ -20,4 +21,4 @@ class Magnitude(PruningMethod):
     def prune(self, weight: Tensor, prepared: Any, pattern: Pattern) -> Pruned:
         """Choose what stays of ``weight`` (out, in); kept weights are unchanged."""
         keep = pattern.keep(weight.abs(), within="layer")
-        return Pruned(weight.masked_fill(~keep, 0.0), keep)
+        return Pruned(zeroed(weight, keep), keep)

@@ -15,6 +15,7 @@ from torch import Tensor
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.pruning.wanda import never_zero
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["RIA"]
@@ -45,7 +46,7 @@ class RIA(PruningMethod):
     def prune(self, weight: Tensor, prepared: Tensor, pattern: Pattern) -> Pruned:
         """Choose what stays of ``weight`` (out_features, in_features); it is unchanged."""
         keep = pattern.keep(relative_importance(weight).mul_(prepared), within=self.within)
-        return Pruned(weight.masked_fill(~keep, 0.0), keep)
+        return Pruned(zeroed(weight, keep), keep)
 
 
 def relative_importance(weight: Tensor) -> Tensor:

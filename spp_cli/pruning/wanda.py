@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Gram, InputNorm
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import NofM, Pattern
 
 __all__ = ["Wanda", "never_zero"]
@@ -42,7 +43,7 @@ class Wanda(PruningMethod):
             keep = _keep_by_alpha(scores, pattern.sparsity)
         else:
             keep = pattern.keep(scores, within="row")
-        return Pruned(weight.masked_fill(~keep, 0.0), keep)
+        return Pruned(zeroed(weight, keep), keep)
 
 
 def never_zero(norm: Tensor) -> Tensor:

@@ -8,20 +8,41 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spp_cli.errors import ModelError
 from spp_cli.models.tensor_file import TensorFile, write_tensors
 
-__all__ = ["FILE_NAME", "KeepMasks", "LazyMapping", "mask_digest", "pack", "save_masks", "unpack"]
+__all__ = [
+    "FILE_NAME",
+    "KeepMasks",
+    "LazyMapping",
+    "mask_digest",
+    "pack",
+    "save_masks",
+    "unpack",
+    "zeroed",
+]
 
 FILE_NAME = "keep_masks.safetensors"
 _BIT_VALUES = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 
+def zeroed(weight: Tensor, keep: Tensor) -> Tensor:
+    """Return ``weight``, float32, with zeros where ``keep`` is False; the rest is bit for bit.
+
+    Both are of one shape. A fill by mask takes five times as long on a CPU as an "and" of bits.
+    """
+    bits = keep.to(torch.int32).neg_()  # −1 has all bits set
+    return bits.bitwise_and_(weight.view(torch.int32)).view(torch.float32)
+
+
 def pack(keep: Tensor) -> Tensor:
     """Return ``keep`` (any shape, bool) as ⌈numel/8⌉ bytes (uint8), the first weight in bit 0."""
+    if keep.device.type == "cpu":
+        return torch.from_numpy(np.packbits(keep.numpy(), bitorder="little"))
     bits = keep.flatten().to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
     return (bits * _BIT_VALUES.to(bits.device)).sum(dim=1, dtype=torch.uint8)

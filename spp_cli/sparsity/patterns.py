@@ -21,6 +21,7 @@ __all__ = ["NofM", "Pattern", "Unstructured", "parse_pattern"]
 
 _COMPARE_UP_TO = 32  # columns
 _LONG, _SAMPLE = 1 << 16, 1 << 14  # columns
+_AT_ONCE = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,19 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
     if not count:
         return torch.ones_like(scores, dtype=torch.bool)
     if size <= _COMPARE_UP_TO:
-        return _above(scores.T.contiguous(), count).T.contiguous()
+        return _drop_lowest_of_short(scores, count)
     # Selecting the highest that goes takes a fraction of the time of sorting them all.
     if len(scores) == 1 and size >= _LONG:
         highest = _kth_of_long_row(scores, count)
     else:
         highest = scores.kthvalue(count, dim=1, keepdim=True).values
     keep = scores > highest
-    if bool((keep.sum(dim=1) == size - count).all()):
+    # Of a single row: to count all is far quicker than to add up along an axis.
+    kept = keep.count_nonzero().view(1) if len(keep) == 1 else keep.sum(dim=1)
+    if bool((kept == size - count).all()):
         return keep
     equal = scores == highest
-    stay = size - count - keep.sum(dim=1, keepdim=True)
+    stay = size - count - kept[:, None]
     return keep | (equal & (equal.sum(dim=1, keepdim=True) - equal.cumsum(dim=1) < stay))
 
 
@@ -144,19 +147,29 @@ def _kth_of_long_row(row: Tensor, count: int) -> Tensor:
     sample = row[0, :: row.shape[1] // _SAMPLE].sort().values
     place, around = count * len(sample) // row.shape[1], 4 * math.isqrt(len(sample))
     low, high = sample[max(place - around, 0)], sample[min(place + around, len(sample) - 1)]
-    rank = count - int((row < low).count_nonzero())
-    near = row[(row >= low) & (row <= high)]
+    below = row < low
+    rank = count - int(below.count_nonzero())
+    near = row[below.logical_xor_(row <= high)]
     if 1 <= rank <= len(near):
         return near.kthvalue(rank, keepdim=True).values.view(1, 1)
     return row.kthvalue(count, dim=1, keepdim=True).values
 
 
+def _drop_lowest_of_short(scores: Tensor, count: int) -> Tensor:
+    """Return ``_drop_lowest`` of rows of up to 32: on a CPU as many at once as its cache holds."""
+    keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    at_once = _AT_ONCE if scores.device.type == "cpu" else len(scores)
+    for part, result in zip(scores.split(at_once), keep.split(at_once), strict=True):
+        result.copy_(_above(part.T.contiguous(), count).T)
+    return keep
+
+
 def _above(columns: Tensor, count: int) -> Tensor:
     """Return ``_drop_lowest`` of short rows (size, rows): each pair is compared, nothing sorted."""
-    ranks = torch.zeros(columns.shape, dtype=torch.int16, device=columns.device)
+    ranks = torch.zeros(columns.shape, dtype=torch.int8, device=columns.device)
     for right in range(1, len(columns)):
         # One comparison for all on the left of it: of equals the left one ranks lower.
         above = columns[right] >= columns[:right]
-        ranks[right] += above.sum(dim=0, dtype=torch.int16)
+        ranks[right] += above.sum(dim=0, dtype=torch.int8)
         ranks[:right] += ~above
     return ranks >= count
