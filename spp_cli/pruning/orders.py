@@ -21,6 +21,7 @@ from spp_cli.errors import ModelError
 from spp_cli.models.activations import choose_offload
 from spp_cli.models.calls import BlockCalls
 from spp_cli.models.decoder import Linear
+from spp_cli.models.heap import return_free_memory
 from spp_cli.pruning.inputs import BlockInputs, Known, Sharing
 from spp_cli.pruning.statistics import Statistic
 
@@ -80,7 +81,11 @@ class TwoPass(Order):
         *,
         is_last: bool,
     ) -> Iterator[Round]:
-        yield dense_inputs(block, index, linears, calls, kinds)
+        seen = dense_inputs(block, index, linears, calls, kinds)
+        return_free_memory()  # else what a block takes at its peak is a matter of luck
+        yield seen
+        del seen
+        return_free_memory()
         if not is_last:
             calls.flow_through(block, index)
 
