@@ -306,11 +306,12 @@ class PruneConfig(Section):
     calibration: CalibrationConfig = Field(
         default_factory=CalibrationConfig, description="The text whose activations guide the method"
     )
-    order: Literal["auto", "one-pass", "two-pass"] = Field(
+    order: Literal["auto", "one-pass", "two-pass", "dense"] = Field(
         "auto",
         description="two-pass: statistics of a block from its dense weights, as published; "
-        "one-pass: each linear as soon as its input is there, in less time; auto: one-pass up to a "
-        "sparsity of 50 %, with fista at any, if memory allows",
+        "one-pass: each linear as soon as its input is there, in less time; dense: statistics of "
+        "all blocks from the dense model, kept for every method and ratio to come; auto: one-pass "
+        "up to a sparsity of 50 %, with fista at any, if memory allows",
     )
     offload: Literal["auto", "device", "cpu", "disk"] = Field(
         "auto",
@@ -319,10 +320,14 @@ class PruneConfig(Section):
     )
 
     @property
+    def asking(self) -> tuple[Any, Any, Any]:
+        """What decides about weights, and asks to know something of their inputs."""
+        return self.method, self.refine, self.recover
+
+    @property
     def reads_text(self) -> bool:
         """Whether anything that decides about weights looks at the calibration text."""
-        asking = (self.method, self.refine, self.recover)
-        return any(each.statistic for each in asking) or bool(self.allocation.reads_text)
+        return any(each.statistic for each in self.asking) or bool(self.allocation.reads_text)
 
     @model_validator(mode="before")
     @classmethod

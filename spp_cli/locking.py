@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +25,13 @@ class RunInUse(WorkspaceError):
 
 
 @contextmanager
-def exclusive_lock(path: Path, stage: str, *, of: str = "run") -> Iterator[None]:
+def exclusive_lock(
+    path: Path, stage: str, *, of: str = "run", wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold the lock file ``path``, made with its folder if need be, and note ``stage`` in it.
 
-    The folder has the name of what is locked, and ``of`` says in a word what that is.
+    The folder has the name of what is locked, and ``of`` says in a word what that is. With ``wait``
+    a lock that another holds is told to it, and waited for.
 
     The kernel keeps the lock (flock), so it ends with the process, however that ends; the file
     stays, because another process may already have it open.
@@ -43,7 +46,7 @@ def exclusive_lock(path: Path, stage: str, *, of: str = "run") -> Iterator[None]
     _open_locks.add(descriptor)
     try:
         with disk_errors(path):
-            _acquire(descriptor, f"{of} {path.parent.name}", of)
+            _acquire(descriptor, f"{of} {path.parent.name}", of, wait)
             _write_holder(descriptor, stage)
         yield
     finally:
@@ -72,7 +75,7 @@ def lock_holder(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _acquire(descriptor: int, locked: str, of: str) -> None:
+def _acquire(descriptor: int, locked: str, of: str, wait: Callable[[str], None] | None) -> None:
     deadline = time.monotonic() + _GRACE
     while True:
         try:
@@ -81,6 +84,10 @@ def _acquire(descriptor: int, locked: str, of: str) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 who = _describe(_read_holder(descriptor))
+                if wait:
+                    wait(f"waiting for {who}, which has {locked}")
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    return
                 raise RunInUse(
                     f"{locked} is in use by {who}. Wait for it, or choose another "
                     f"{'--run' if of == 'run' else '--workspace'}"

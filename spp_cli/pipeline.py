@@ -170,7 +170,7 @@ def find_lr(config: SppConfig, reporter: Reporter, *, run: str | None) -> dict[s
 
 
 def _stores(workspace: Workspace) -> dict[str, Any]:
-    """Return what all runs of a workspace share: tokens of calibration texts and training rows."""
+    """Return what all runs of a workspace share: tokens, and what is known of dense models."""
     from spp_cli.data.row_store import RowStore
     from spp_cli.data.token_store import TokenStore
 
@@ -178,6 +178,7 @@ def _stores(workspace: Workspace) -> dict[str, Any]:
     return {
         "store": TokenStore(workspace.calibration, cache),
         "rows": RowStore(workspace.training, cache),
+        "statistics": workspace.statistics,
     }
 
 

@@ -23,6 +23,7 @@ from spp_cli.pipeline import stage_settings
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
 from spp_cli.pruning.orders import choose_order
+from spp_cli.pruning.saved import KEPT, check_kept
 from spp_cli.pruning.statistics import fewest
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.workspace import STAGES, Run, Workspace
@@ -66,8 +67,10 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     compute = compute_dtype(device) or stored
     text = _calibration(config, model.config)
     tokens = text.tokens if text else 0
-    kinds = fewest((settings.method.statistic, settings.recover.statistic))
     order: str = settings.order
+    kinds = fewest(each.statistic for each in settings.asking)
+    check_kept(order, kinds)
+    kept = kinds and order == "dense"
     if order == "auto":
         held = held_in_one_pass(tokens, linears, kinds)
         order = choose_order(pattern.sparsity, held, device, kinds) if is_here else "two-pass"
@@ -80,8 +83,9 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         linears,
         settings.method,
         settings.recover,
-        kinds,
+        KEPT if kept else kinds,
         text,
+        keeps_statistics=bool(kept),
         order=order,
         offload=offload,
         on_gpu=device.type != "cpu",

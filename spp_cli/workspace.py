@@ -3,6 +3,7 @@
 <root>/<run>/             see ``spp_cli.runs``
 <root>/.cache/digests.json
 <root>/.calibration/      calibration tokens, one file for each way to draw them, for all runs
+<root>/.statistics/       what is known of dense models by such tokens: one folder for each
 <root>/.training/         rows to finetune on, as tokens, in the same way
 <root>/.sweeps/           what became of the points of each sweep
 """
@@ -47,6 +48,11 @@ class Workspace:
     def calibration(self) -> Path:
         """Where calibration tokens are kept. No run can have a name that begins with a dot."""
         return self.root / ".calibration"
+
+    @property
+    def statistics(self) -> Path:
+        """Where what is known of dense models is kept."""
+        return self.root / ".statistics"
 
     @property
     def training(self) -> Path:

@@ -73,6 +73,23 @@ def test_a_second_process_is_told_who_holds_the_run(lock_file: Path, start_holde
     assert lock_holder(lock_file).items() >= {"pid": holder.pid, "stage": "finetune"}.items()
 
 
+def test_who_waits_is_told_for_whom_and_has_the_lock_then(
+    lock_file: Path, start_holder: Start
+) -> None:
+    holder, _ = start_holder()
+    told = []
+
+    def wait(text: str) -> None:
+        told.append(text)
+        holder.kill()
+
+    with exclusive_lock(lock_file, "prune", of="folder", wait=wait):
+        assert lock_holder(lock_file)["pid"] == os.getpid()
+    assert told == [told[0]]
+    assert told[0].startswith(f"waiting for pid {holder.pid} on host ")
+    assert told[0].endswith(", which has folder demo")
+
+
 def test_a_killed_holder_is_taken_over_without_a_word(lock_file: Path, start_holder: Start) -> None:
     holder, _ = start_holder()
     holder.kill()

@@ -25,6 +25,7 @@ class Allocation(Section):
     """Base of all allocations: one frozen model whose fields are its YAML keys."""
 
     reads_text: ClassVar[bool] = False  # whether it looks at the calibration text
+    unmeasured: ClassVar[frozenset[str]] = frozenset()  # keys that ``measure`` does not look at
 
     name: str
 
@@ -35,13 +36,20 @@ class Allocation(Section):
             ConfigError: the settings do not suit ``linears``, or cannot come to ``sparsity``.
         """
 
+    def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
+        """Return what ``allocate`` goes by: kept, and taken for every sparsity.
+
+        Asked only of those that read text.
+        """
+        raise NotImplementedError
+
     def allocate(
-        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
+        self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
     ) -> Allocated:
         """Return the ratio of each of ``linears``, at least 0 and below 1.
 
-        Their mean, weighted by the number of weights, is ``sparsity``. ``dense`` is there for those
-        that read text.
+        Their mean, weighted by the number of weights, is ``sparsity``. ``measured`` is what
+        ``measure`` returned; empty for those that read no text.
         """
         raise NotImplementedError
 
@@ -52,7 +60,7 @@ class Uniform(Allocation):
     name: Literal["uniform"] = "uniform"
 
     def allocate(
-        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
+        self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
     ) -> Allocated:
         ratios = {linear.name: sparsity for linear in linears}
         return Allocated(ratios, f"{sparsity:.4g} everywhere")

@@ -1,4 +1,4 @@
-"""The dense model, and the calibration text to look at it with, for allocations that measure."""
+"""The dense model, and the calibration text to look at it with, before anything is pruned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from spp_cli.models.decoder import Linear
 from spp_cli.models.gradients import loss_gradients
 from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter
-from spp_cli.pruning.orders import dense_inputs
+from spp_cli.pruning.orders import Round, dense_inputs
+from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import Statistic
 
 __all__ = ["DenseModel"]
@@ -26,7 +27,7 @@ class DenseModel:
     """Everything there is to measure on before pruning begins.
 
     ``batches`` are calibration tokens, (sequences, tokens) each; ``activations`` makes an empty
-    store for the hidden states of so many tokens.
+    store for the hidden states of so many tokens. ``saved`` is what is known of all inputs already.
     """
 
     source: BlockSource
@@ -34,6 +35,7 @@ class DenseModel:
     device: torch.device
     activations: Callable[[int], ActivationStore]
     reporter: Reporter
+    saved: SavedStatistics | None = None
 
     @property
     def sequences(self) -> int:
@@ -52,36 +54,55 @@ class DenseModel:
             if inside
         }
 
-    @torch.no_grad()
     def statistics(
         self, linears: Sequence[Linear], kind: type[Statistic]
     ) -> Iterator[tuple[str, list[tuple[Linear, Any]]]]:
         """Yield each block's path, and its ``linears`` with what ``kind`` knows of their inputs.
 
         Linears that no text reaches are left out. One block is in memory at a time, and its weights
-        are there until the next is asked for. The text passes every block once.
+        are there until the next is asked for. The text passes every block once, or none if what it
+        would tell is ``saved``.
         """
-        chosen, decoder = self.blocks_of(linears), self.source.decoder
+        decoder = self.source.decoder
+        of_block = decoder.by_block(linears)
+        rounds = self._saved_rounds if self.saved else self.rounds
+        for index, groups in rounds(of_block, [kind], "allocation"):
+            known = {linear.name: inputs for group, inputs in groups for linear in group}
+            if inside := of_block[index]:
+                reached = [(linear, known[linear.name]) for linear in inside]
+                yield (
+                    f"{decoder.path}.{index}",
+                    [(linear, inputs[kind]) for linear, inputs in reached if inputs],
+                )
+
+    @torch.no_grad()
+    def rounds(
+        self, linears: Sequence[Sequence[Linear]], kinds: Sequence[type[Statistic]], task: str
+    ) -> Iterator[tuple[int, Round]]:
+        """Yield each block's index, and its ``linears`` by input, with what the text tells.
+
+        ``task`` is what the progress bar is called.
+        """
         self.source.place_shell(self.device)
         self.source.load(0, self.device)
         placed = (batch.to(self.device) for batch in self.batches)
         size = sum(batch.numel() for batch in self.batches)
-        calls = capture_calls(decoder, placed, self.activations(size))
-        with self.reporter.task("allocation", len(decoder.blocks), "blocks") as progress:
-            for index in range(len(decoder.blocks)):
+        calls = capture_calls(self.source.decoder, placed, self.activations(size))
+        with self.reporter.task(task, len(linears), "blocks") as progress:
+            for index, inside in enumerate(linears):
                 block = self.source.load(index, self.device)
-                path = f"{decoder.path}.{index}"
-                inside = chosen.get(path, [])
-                known = {
-                    linear.name: inputs
-                    for group, inputs in dense_inputs(
-                        block, index, inside, calls, [kind], flow_on=True
-                    )
-                    for linear in group
-                }
-                if inside:
-                    reached = [(lin, known[lin.name]) for lin in inside]
-                    yield path, [(lin, inputs[kind]) for lin, inputs in reached if inputs]
+                yield index, dense_inputs(block, index, inside, calls, kinds, flow_on=True)
+                self.source.free(index)
+                progress.advance(1)
+
+    def _saved_rounds(
+        self, linears: Sequence[Sequence[Linear]], kinds: Sequence[type[Statistic]], task: str
+    ) -> Iterator[tuple[int, Round]]:
+        assert self.saved is not None
+        with self.reporter.task(task, len(linears), "blocks") as progress:
+            for index, inside in enumerate(linears):
+                self.source.load(index, self.device)
+                yield index, list(self.saved.read(index, inside, kinds, self.device))
                 self.source.free(index)
                 progress.advance(1)
 

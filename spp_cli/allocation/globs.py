@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict
@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import weighted_mean
-from spp_cli.allocation.dense import DenseModel
 from spp_cli.errors import ConfigError
 from spp_cli.models.decoder import Linear, select
 
@@ -41,7 +40,7 @@ class Globs(Allocation):
         _share_of_rest(linears, self._given(linears), sparsity)
 
     def allocate(
-        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
+        self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
     ) -> Allocated:
         given = self._given(linears)
         rest = [linear for linear in linears if linear.name not in given]

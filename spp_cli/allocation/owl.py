@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -29,6 +29,7 @@ class OWL(Allocation):
     """
 
     reads_text: ClassVar[bool] = True
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"width"})
 
     name: Literal["owl"] = "owl"
     multiple: float = Field(
@@ -38,27 +39,32 @@ class OWL(Allocation):
         0.08, gt=0, lt=0.5, description="Half of the range of the blocks' ratios, λ in the paper"
     )
 
-    def allocate(
-        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
-    ) -> Allocated:
-        assert dense is not None
-        outliers = {
+    def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
+        """Return of each block, by its path, how many of 100 scores are outliers."""
+        return {
             path: outlier_percentage(
                 [(linear.name, linear.weight, norm.norm()) for linear, norm in scored],
                 self.multiple,
             )
             for path, scored in dense.statistics(linears, InputNorm)
         }
-        blocks = dense.blocks_of(linears)
+
+    def allocate(
+        self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
+    ) -> Allocated:
+        blocks = {
+            path: [linear for linear in linears if linear.name.startswith(f"{path}.")]
+            for path in measured
+        }
         sizes = [sum(linear.weight.numel() for linear in inside) for inside in blocks.values()]
-        shares = self.ratios([outliers[path] for path in blocks], sizes, sparsity)
+        shares = self.ratios(list(measured.values()), sizes, sparsity)
         ratios = {
             linear.name: share
             for inside, share in zip(blocks.values(), shares, strict=True)
             for linear in inside
         }
         listed = " ".join(f"{share:.3f}" for share in shares)
-        return Allocated(ratios, f"{listed}, block by block", {"outlier_percentage": outliers})
+        return Allocated(ratios, f"{listed}, block by block", {"outlier_percentage": measured})
 
     def ratios(
         self, outliers: Sequence[float], sizes: Sequence[int], sparsity: float

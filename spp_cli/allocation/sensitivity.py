@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -36,6 +36,7 @@ class Sensitivity(Allocation):
     """
 
     reads_text: ClassVar[bool] = True
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"width"})
 
     name: Literal["sensitivity"] = "sensitivity"
     estimate: Literal["fisher", "hutchinson"] = Field(
@@ -51,27 +52,26 @@ class Sensitivity(Allocation):
     )
     probes: int = Field(1, ge=1, description="Random probes of hutchinson")
 
-    def allocate(
-        self, linears: Sequence[Linear], sparsity: float, dense: DenseModel | None
-    ) -> Allocated:
-        assert dense is not None
+    def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
+        """Return the sensitivity of each linear by name."""
         samples = max(1, self.samples // processes.count())
         if self.estimate == "fisher":
             traces = fisher_traces(dense, linears, samples)
         else:
             traces = hessian_traces(dense, linears, samples, self.probes)
+        return {linear.name: abs(traces[linear.name]) / linear.weight.numel() for linear in linears}
+
+    def allocate(
+        self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
+    ) -> Allocated:
         sizes = [linear.weight.numel() for linear in linears]
-        found = {
-            linear.name: abs(traces[linear.name]) / size
-            for linear, size in zip(linears, sizes, strict=True)
-        }
-        shares = self.ratios(list(found.values()), sizes, sparsity)
-        ratios = dict(zip(found, shares, strict=True))
-        most, least = max(found, key=found.__getitem__), min(found, key=found.__getitem__)
+        shares = self.ratios([measured[linear.name] for linear in linears], sizes, sparsity)
+        ratios = {linear.name: share for linear, share in zip(linears, shares, strict=True)}
+        most, least = (choose(ratios, key=measured.__getitem__) for choose in (max, min))
         summary = (
             f"{ratios[most]:.3f} for {most}, the most sensitive, to {ratios[least]:.3f} for {least}"
         )
-        return Allocated(ratios, summary, {"sensitivity": found})
+        return Allocated(ratios, summary, {"sensitivity": measured})
 
     def ratios(
         self, sensitivities: Sequence[float], sizes: Sequence[int], sparsity: float

@@ -20,9 +20,11 @@ from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.orders import Order, Round
 from spp_cli.pruning.output_error import output_error
+from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.recovering.recovery import NoRecovery, Recovery
 from spp_cli.refining.refinement import NoRefinement, Refinement
+from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["PrunedLayer", "Recipe", "check_fits", "misfits", "prune_blocks"]
@@ -98,7 +100,7 @@ def prune_blocks(
     linears: Sequence[Linear],
     recipe: Recipe,
     *,
-    order: Order,
+    order: Order | SavedStatistics,
     device: torch.device,
     activations: ActivationStore,
     done: int = 0,
@@ -107,7 +109,8 @@ def prune_blocks(
     """Prune ``linears`` block by block, and yield each block's index and layers as it is done.
 
     Args:
-        order: when each linear of a block is pruned, and what text it sees before.
+        order: when each linear of a block is pruned, and what text it sees before; or what is known
+            beforehand of all inputs, and then no text flows.
         source: brings one block at a time to ``device``.
         batches: calibration tokens, (sequences, tokens) each; unused if nothing asks for them.
         activations: where the hidden states of the batches are kept between blocks; empty.
@@ -122,7 +125,8 @@ def prune_blocks(
     blocks = len(source.decoder.blocks)
     _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
-    if kinds := recipe.statistics():
+    kinds = recipe.statistics()
+    if kinds and isinstance(order, Order):
         source.place_shell(device)
         source.load(0, device)
         placed = (batch.to(device) for batch in batches)
@@ -135,11 +139,11 @@ def prune_blocks(
             block, is_last = source.load(index, device), index + 1 == blocks
             chosen = of_block[index]
             if index >= done:
-                rounds: Iterable[Round] = (
-                    order.rounds(block, index, chosen, calls, kinds, is_last=is_last)
-                    if calls
-                    else [[([linear], None) for linear in chosen]]
-                )
+                rounds: Iterable[Round] = [[([linear], None) for linear in chosen]]
+                if isinstance(order, SavedStatistics):
+                    rounds = order.rounds(index, chosen, kinds, device)
+                elif calls:
+                    rounds = order.rounds(block, index, chosen, calls, kinds, is_last=is_last)
                 layers = {
                     layer.linear.name: layer
                     for groups in rounds
@@ -245,7 +249,7 @@ def _prune_group(
             refined = _recovered(recovery, weight, refined, known, linear.name)
         if not _is_finite(refined.weight):
             raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
-        assert not refined.weight.logical_and(~refined.keep).any(), linear.name
+        assert torch.equal(zeroed(refined.weight, refined.keep), refined.weight), linear.name
         stored = refined.weight.to(recipe.stored_dtype(linear.name))
         error = {"output_error": output_error(weight, stored, known or ())}
         linear.weight.copy_(stored)  # after the last use of the dense weight: they may be one

@@ -26,16 +26,15 @@ class Known:
         self._statistics = statistics
 
     def __getitem__(self, kind: type[Statistic]) -> Statistic:
-        return self._statistics[kind]
+        """Return the statistic of a kind, or one that does for it; there is one."""
+        return next(each for each in self if isinstance(each, kind))
 
     def __iter__(self) -> Iterator[Statistic]:
         return iter(self._statistics.values())
 
     def of(self, asking: PruningMethod | Refinement | Recovery) -> Statistic | None:
-        """Return the statistic that is asked for, or one that does for it."""
-        if (wanted := asking.statistic) is None:
-            return None
-        return next(each for each in self if isinstance(each, wanted))
+        """Return the statistic that is asked for; None if none is."""
+        return None if asking.statistic is None else self[asking.statistic]
 
     def update(self, inputs: Tensor, shape: tuple[int, int], dense: Tensor | None = None) -> None:
         """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width).

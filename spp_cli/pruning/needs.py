@@ -72,6 +72,7 @@ def prune_needs(
     kinds: Sequence[type[Statistic]],
     calibration: CalibrationSize | None,
     *,
+    keeps_statistics: bool,
     order: str,
     offload: Offload,
     on_gpu: bool,
@@ -83,6 +84,7 @@ def prune_needs(
     Args:
         decoder: of a model without weights.
         kinds: the statistics that are collected of every input.
+        keeps_statistics: whether those of all blocks are kept on disk.
         compute: the type of weights and activations on the device.
         stored: the type of the weights in the checkpoint.
     """
@@ -103,7 +105,7 @@ def prune_needs(
         for of_block in groups
         for group in of_block
     )
-    states = 0
+    states = saved = 0
     if calibration:
         hidden = decoder.model.config.get_text_config().hidden_size
         widest = max(linear.in_features for linear in linears)
@@ -114,6 +116,8 @@ def prune_needs(
         sizes = [
             [_statistics(kinds, group[0].in_features) for group in of_block] for of_block in groups
         ]
+        if keeps_statistics:  # of a Gram matrix, which is most of it, one triangle
+            saved = sum(map(sum, sizes)) // 2
         if order == "one-pass":
             on_device += max(map(max, filter(None, sizes)))
             on_device += held_in_one_pass(calibration.tokens, linears, kinds)
@@ -125,9 +129,9 @@ def prune_needs(
     return Needs(
         device=on_device if on_gpu else 0,
         memory=memory,
-        disk=whole + masks + (states if offload == "disk" else 0),
-        read=whole,
-        written=whole + masks,
+        disk=whole + masks + saved + (states if offload == "disk" else 0),
+        read=whole * (2 if saved else 1) + saved,
+        written=whole + masks + saved,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,16 @@ from spp_cli import processes
 
 _NARROWEST_PANEL = 256
 
-__all__ = ["Gram", "InputNorm", "Moments", "PairedGram", "Statistic", "fewest"]
+__all__ = [
+    "Gram",
+    "InputNorm",
+    "Moments",
+    "PairedGram",
+    "Statistic",
+    "fewest",
+    "folded",
+    "unfolded",
+]
 
 
 class Statistic(ABC):
@@ -52,6 +61,17 @@ class Statistic(ABC):
     def elements(cls, in_features: int) -> int:
         """Return how many numbers are held for ``in_features`` inputs."""
         return in_features
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that was counted but ``samples``, by name: to be kept."""
+        named = ((name.lstrip("_"), value) for name, value in vars(self).items())
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def restore(self, tensors: Mapping[str, Tensor], samples: int) -> None:
+        """Become what ``tensors`` returned of another, of ``samples`` samples."""
+        self.samples = samples
+        for name, value in tensors.items():
+            setattr(self, f"_{name}", value)
 
     @abstractmethod
     def is_finite(self) -> bool:
@@ -114,6 +134,12 @@ class Gram(Statistic):
 
     def is_finite(self) -> bool:
         return bool(self._total.isfinite().all())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"folded": folded(self._total)}
+
+    def restore(self, tensors: Mapping[str, Tensor], samples: int) -> None:
+        super().restore({"total": unfolded(tensors["folded"])}, samples)
 
     @classmethod
     def elements(cls, in_features: int) -> int:
@@ -197,6 +223,29 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 def _symmetric(upper: Tensor) -> Tensor:
     """Return the symmetric matrix whose upper triangle is that of ``upper``."""
     return upper.triu() + upper.triu(1).T
+
+
+def folded(upper: Tensor) -> Tensor:
+    """Return the upper triangle of a matrix (size, size) in half the room.
+
+    (⌈size / 2⌉, size + 1): row i is that of the triangle, and before it, in the gap that it leaves,
+    the last row but i, backwards.
+    """
+    size = len(upper)
+    half = -(-size // 2)
+    gap = upper.new_zeros(half, 1)
+    rows = torch.cat([gap, upper[:half].triu()], dim=1)
+    last = torch.cat([upper[size - half :].flip(0, 1).tril(), gap], dim=1)
+    if size % 2:  # the row in the middle is its own partner, and is there once already
+        last[-1] = 0
+    return rows + last
+
+
+def unfolded(rows: Tensor) -> Tensor:
+    """Return the upper triangle that ``folded`` was given: (size, size), zero below."""
+    size = rows.shape[1] - 1
+    last = rows[: size // 2, :size].tril().flip(0, 1)
+    return torch.cat([rows[:, 1:].triu(), last])
 
 
 class Moments(InputNorm):

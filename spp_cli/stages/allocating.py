@@ -1,21 +1,18 @@
-"""How much each linear is to lose: found once, kept for a resume, put into the manifest."""
+"""How much each linear is to lose: found, and put into the manifest."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spp_cli import processes
-from spp_cli.allocation.allocation import Allocated, Allocation
+from spp_cli.allocation.allocation import Allocation
 from spp_cli.allocation.budget import weighted_mean, whole_counts
 from spp_cli.allocation.dense import DenseModel
-from spp_cli.fingerprint import write_json
 from spp_cli.models.decoder import Linear
 from spp_cli.sparsity.patterns import Pattern
+from spp_cli.stages.known import measured
 
 __all__ = ["Shares", "allocate"]
 
@@ -40,20 +37,14 @@ def allocate(
     linears: Sequence[Linear],
     pattern: Pattern,
     dense: DenseModel,
-    resume: Path,
+    folder: Path,
 ) -> Shares:
     """Return how much each of ``linears`` is to lose, ``pattern.sparsity`` in all.
 
-    What was measured on the dense model is kept in ``resume``, so that a pruning that goes on after
-    a kill goes on with the same ratios.
+    What is measured on the dense model is kept in ``folder``.
     """
-    kept = resume / "allocation.json"
-    allocated = processes.give_out(_read(kept)) if allocation.reads_text else None
-    if allocated is None:
-        allocated = allocation.allocate(linears, pattern.sparsity, dense)
-        if allocation.reads_text and processes.is_main():
-            resume.mkdir(parents=True, exist_ok=True)
-            write_json(kept, allocated._asdict())
+    found = measured(allocation, linears, dense, folder) if allocation.reads_text else {}
+    allocated = allocation.allocate(linears, pattern.sparsity, found)
     patterns: Mapping[str, Pattern] = dict.fromkeys(allocated.ratios, pattern)
     if allocation.name != "uniform":
         dense.reporter.say(f"allocation {allocation.name}: {allocated.summary}")
@@ -67,9 +58,3 @@ def allocate(
         for path, inside in dense.blocks_of(linears).items()
     }
     return Shares(allocated.ratios, patterns, blocks, allocation.name, allocated.record)
-
-
-def _read(kept: Path) -> Allocated | None:
-    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged: measured anew
-        return Allocated(**json.loads(kept.read_bytes()))
-    return None

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.pruning.needs import held_in_one_pass
-from spp_cli.pruning.orders import ORDERS, choose_order
+from spp_cli.pruning.orders import ORDERS, TwoPass, choose_order
 from spp_cli.pruning.output_error import best_known
-from spp_cli.pruning.statistics import Statistic
+from spp_cli.pruning.saved import check_kept
+from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.publishing import PROGRESS, RESUME
 from spp_cli.sparsity.masks import save_masks
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import write_sparsity_record
+from spp_cli.stages import known
 from spp_cli.stages.allocating import allocate
 from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.calibration import calibration
@@ -54,9 +57,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     device = resolve_device(config.model.device)
     source = Checkpoint(sources.model)
     cast_to = None if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    dtype = compute_dtype(device) or cast_to
     model = open_model(
         source,
-        dtype=compute_dtype(device) or cast_to,
+        dtype=dtype,
         trust_remote_code=config.model.trust_remote_code,
     )
     decoder, blocks = model.decoder, len(model.decoder.blocks)
@@ -64,6 +68,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     linears = select(decoder.all_linears(), settings.include, settings.exclude)
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
+    kinds = fewest(each.statistic for each in settings.asking)
+    check_kept(settings.order, kinds)
     stored = stored_tensors(model, source)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     tokens = None
@@ -76,8 +82,16 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     def activations(count: int) -> ActivationStore:
         return _activations(config, count, model.model, device, target / RESUME)
 
+    held = held_in_one_pass(read, linears, kinds)
+    order = _order(settings, held, kinds, device, target)
     dense = DenseModel(model, batches, device, activations, reporter)
-    shares = allocate(settings.allocation, linears, pattern, dense, target / RESUME)
+    kept = target / RESUME
+    if tokens:
+        size = settings.calibration.batch_size
+        kept = known.folder_of(sources, tokens, size, device, dtype) or kept
+    if order == "dense" and kinds:
+        dense = replace(dense, saved=known.statistics(kept, dense))
+    shares = allocate(settings.allocation, linears, pattern, dense, kept)
     recipe = Recipe(
         settings.method,
         settings.refine,
@@ -96,9 +110,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         done = processes.give_out(done)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
-    kinds = recipe.statistics()
-    held = held_in_one_pass(read, linears, kinds)
-    order = _order(settings, held, kinds, device, target)
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
     if processes.is_main():
         write_json(target / PROGRESS, progress)
@@ -108,7 +119,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             batches,
             linears,
             recipe,
-            order=ORDERS[order](),
+            # Where no statistic is asked for, one order is as good as another.
+            order=dense.saved or ORDERS.get(order, TwoPass)(),
             device=device,
             activations=activations(read),
             done=done,

@@ -66,7 +66,8 @@ def test_a_block_is_judged_as_a_plain_look_at_the_dense_model_judges_it(
     before = copy.deepcopy(model.state_dict())
     source = ResidentModel(model)
     linears = [lin for lin in source.decoder.all_linears() if not lin.name.endswith("up_proj")]
-    found = OWL(multiple=2).allocate(linears, 0.5, dense(source))
+    owl = OWL(multiple=2)
+    found = owl.allocate(linears, 0.5, owl.measure(linears, dense(source)))
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
 
     norms, hooks = {}, []
@@ -121,4 +122,4 @@ def test_weights_or_inputs_that_are_no_numbers_are_named(place: str, tmp_path: P
     model.get_submodule(f"model.layers.1.{place}").weight.data[0] = float("nan")
     source = ResidentModel(model)
     with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.\w+ hold NaN or infinity"):
-        OWL().allocate(source.decoder.all_linears(), 0.5, dense(source))
+        OWL().measure(source.decoder.all_linears(), dense(source))

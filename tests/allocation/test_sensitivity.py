@@ -149,9 +149,11 @@ def test_probes_see_the_curvature_that_a_second_derivative_has(open_model, tmp_p
 def test_it_allocates_by_what_it_measured(tmp_path: Path) -> None:
     source = streamed(make_model("llama", tmp_path / "model"))
     linears = [lin for lin in source.decoder.all_linears() if not lin.name.endswith("up_proj")]
-    allocated = Sensitivity(width=0.2).allocate(linears, 0.5, dense(source, tmp_path))
+    sensitivity = Sensitivity(width=0.2)
+    measured = sensitivity.measure(linears, dense(source, tmp_path))
+    allocated = sensitivity.allocate(linears, 0.5, measured)
     sizes = [linear.weight.numel() for linear in linears]
-    measured = allocated.record["sensitivity"]
+    assert allocated.record == {"sensitivity": measured}
     assert set(allocated.ratios) == set(measured) == {linear.name for linear in linears}
     assert weighted_mean(list(allocated.ratios.values()), sizes) == pytest.approx(0.5, abs=1e-9)
     by_sensitivity = sorted(measured, key=lambda name: -measured[name])
@@ -163,13 +165,13 @@ def test_a_gradient_that_is_no_number_is_named(tmp_path: Path) -> None:
     source = resident(make_model("llama", tmp_path / "model"))
     source.model.get_submodule("model.layers.1.mlp.up_proj").weight.data[0] = float("nan")
     with pytest.raises(NumericalError, match=r"the gradient by model\.layers\.\d\.\S+ holds NaN"):
-        Sensitivity().allocate(source.decoder.all_linears(), 0.5, dense(source, tmp_path))
+        Sensitivity().measure(source.decoder.all_linears(), dense(source, tmp_path))
 
 
 def test_weights_too_coarse_to_be_moved_a_little_are_refused(tmp_path: Path) -> None:
     folder = make_model("llama", tmp_path / "model", torch.bfloat16)
     source = StreamedModel(Checkpoint(folder), dtype=None, trust_remote_code=False)
     with pytest.raises(ConfigError, match=r"less than bfloat16 tells apart\. Set model\.dtype"):
-        Sensitivity(estimate="hutchinson").allocate(
-            source.decoder.all_linears(), 0.5, dense(source, tmp_path)
+        Sensitivity(estimate="hutchinson").measure(
+            source.decoder.all_linears(), dense(source, tmp_path)
         )

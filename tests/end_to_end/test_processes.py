@@ -37,8 +37,9 @@ def spp(folder: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subproce
         ("--method", "wanda", "--sparsity", "0.75"),
         ("--method", "wanda", "--sparsity", "0.5", "--set", "prune.order=one-pass"),
         ("--method", "wanda", "--pattern", "2:4", "--set", "prune.refine=dsnot"),
+        ("--method", "wanda", "--order", "dense", "--allocation", "owl"),
     ],
-    ids=["two-pass", "one-pass", "dsnot"],
+    ids=["two-pass", "one-pass", "dsnot", "dense"],
 )
 def test_two_processes_prune_as_one_does(how, tmp_path):
     together = spp(tmp_path, "prune", *SMALL, *how, "--run", "two", "--json", launch=LAUNCH)

@@ -305,4 +305,4 @@ def test_no_hook_is_left_behind_when_a_block_fails(order, load):
 
 def test_the_configuration_knows_the_orders():
     allowed = get_args(PruneConfig.model_fields["order"].annotation)
-    assert allowed == ("auto", *ORDERS)
+    assert allowed == ("auto", *ORDERS, "dense")

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import add_tokenizer, make_model, store_fused
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from spp_cli.allocation.owl import OWL
+from spp_cli.allocation.sensitivity import Sensitivity
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder, Linear
@@ -18,10 +20,12 @@ from spp_cli.models.loading import empty_model, load_model
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from spp_cli.progress import Silent
+from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
 from spp_cli.stages import prune
 from spp_cli.stages.block_records import BlockRecords
+from spp_cli.stages.calibration import calibration
 from spp_cli.stages.stage import Result, Sources
 
 BLOCKS = 4
@@ -59,12 +63,20 @@ def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def run(dense: Path, target: Path, reporter: Silent | None = None, **changes: object) -> Result:
+def run(
+    dense: Path,
+    target: Path,
+    reporter: Silent | None = None,
+    kept: Path | None = None,
+    **changes: object,
+) -> Result:
+    """Prune; ``kept`` is where what is known of dense models is kept, by default in the target."""
     target.mkdir(exist_ok=True)
     calibration = {"samples": 5, "sequence_length": 32, "batch_size": 2}
     settings = {"method": "wanda", "sparsity": 0.6, "calibration": calibration, **changes}
     config = SppConfig.model_validate({"prune": settings})
-    return prune.run(config, Sources(dense, True), target, reporter or Silent())
+    sources = Sources(dense, True, digests={"dense": dense.name}, statistics=kept)
+    return prune.run(config, sources, target, reporter or Silent())
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -153,18 +165,144 @@ def test_a_killed_pruning_goes_on_with_the_ratios_it_began_with(
             run(dense, tmp_path / "cut", allocation="owl")
     with monkeypatch.context() as patch:
         if block is not None:  # measured before the kill, and never again: this would fail
-            patch.setattr(OWL, "allocate", None)
+            patch.setattr(OWL, "measure", None)
         result = run(dense, tmp_path / "cut", allocation="owl")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     assert result.metrics == whole.metrics
 
 
-def test_ratios_that_were_damaged_on_disk_are_found_anew(dense, tmp_path, monkeypatch):
-    run(dense, tmp_path / "whole", allocation="owl")
-    (tmp_path / "cut/.resume").mkdir(parents=True)
-    (tmp_path / "cut/.resume/allocation.json").write_text('{"ratios": ')
-    run(dense, tmp_path / "cut", allocation="owl")
+@pytest.mark.parametrize("damaged", ['{"model.layers.0": ', "[1.0]", '{"model.layers.0": "1"}'])
+def test_measurements_that_were_damaged_on_disk_are_made_anew(damaged, dense, tmp_path):
+    kept = tmp_path / "kept"
+    run(dense, tmp_path / "whole", kept=kept, allocation="owl")
+    [measured] = kept.glob("*/owl-*.json")
+    before = measured.read_text()
+    measured.write_text(damaged)
+    run(dense, tmp_path / "again", kept=kept, allocation="owl")
+    assert measured.read_text() == before
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
+def test_what_was_measured_does_for_every_ratio(allocation, dense, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    named = {"name": allocation}
+    run(dense, tmp_path / "first", kept=kept, allocation=named)
+    other = {"sparsity": 0.7, "allocation": {**named, "width": 0.05}}
+    whole = run(dense, tmp_path / "alone", **other)
+    with monkeypatch.context() as patch:
+        patch.setattr(OWL, "measure", None)
+        patch.setattr(Sensitivity, "measure", None)
+        result = run(dense, tmp_path / "then", kept=kept, **other)
+    assert result.metrics == whole.metrics
+    assert content(tmp_path / "then") == content(tmp_path / "alone")
+
+
+def test_from_dense_statistics_every_method_prunes_without_another_forward(
+    dense, tmp_path, monkeypatch
+):
+    prune_without_another_forward(dense, tmp_path, monkeypatch)
+
+
+def test_from_dense_statistics_experts_are_pruned_without_another_forward(
+    mixture, tmp_path, monkeypatch
+):
+    prune_without_another_forward(mixture, tmp_path, monkeypatch)
+
+
+def prune_without_another_forward(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prune by many methods from statistics kept before: the same as from those of their own."""
+    kept = tmp_path / "kept"
+    run(model, tmp_path / "wanda", kept=kept, order="dense")
+    others = {
+        "sparsegpt": {"method": "sparsegpt", "exclude": ["*.0.*.q_proj"]},
+        "fista": {"method": {"name": "fista", "iterations": 3, "rounds": 2}},
+        "isc": {"method": "isc"},
+        "dsnot": {"refine": "dsnot", "sparsity": 0.5},
+        "recovered": {"method": "magnitude", "recover": "least-squares"},
+        "owl": {"allocation": "owl"},
+    }
+    alone = {
+        name: run(model, tmp_path / f"{name}-alone", order="dense", **settings)
+        for name, settings in others.items()
+    }
+    with monkeypatch.context() as patch:  # no text flows any more: this would fail
+        patch.setattr("spp_cli.pruning.engine.capture_calls", None)
+        patch.setattr("spp_cli.allocation.dense.capture_calls", None)
+        for name, settings in others.items():
+            result = run(model, tmp_path / name, kept=kept, order="dense", **settings)
+            assert result.metrics == alone[name].metrics
+            assert content(tmp_path / name) == content(tmp_path / f"{name}-alone")
+
+
+@torch.no_grad()
+def test_dense_statistics_are_those_of_the_dense_model(dense, tmp_path):
+    result = run(dense, tmp_path / "a", order="dense")
+    assert result.metrics["order"] == "dense"
+    model = load_model(Checkpoint(dense), dtype=torch.float32)  # as a CPU computes
+    norms, hooks = {}, []
+    for linear in Decoder(model).all_linears():
+        norms[linear.name] = InputNorm(linear.in_features, torch.device("cpu"))
+
+        def hook(module, args, norm=norms[linear.name]):
+            norm.update(args[0].float(), samples=len(args[0]))
+
+        hooks.append(linear.module.register_forward_pre_hook(hook))
+    asked = SppConfig.model_validate(
+        {"prune": {"calibration": {"samples": 5, "sequence_length": 32}}}
+    )
+    text = calibration(asked, Sources(dense, True), model.config, Silent()).tokens
+    for batch in text.tokens.split(2):
+        model(batch)
+    masks = KeepMasks(tmp_path / "a")
+    for linear in Decoder(model).all_linears():
+        scores = linear.weight.float().abs() * norms[linear.name].norm()
+        lowest_kept = scores.masked_fill(~masks[linear.name], torch.inf).amin(dim=1)
+        highest_gone = scores.masked_fill(masks[linear.name], 0).amax(dim=1)
+        assert (highest_gone <= lowest_kept * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_a_gathering_that_was_killed_goes_on(block, dense, tmp_path, monkeypatch):
+    kept, original = tmp_path / "kept", SavedStatistics.write
+    run(dense, tmp_path / "whole", order="dense", method="sparsegpt")
+    written = []
+
+    def dying(self, index, *arguments):
+        if index == block:
+            raise Killed
+        return original(self, index, *arguments)
+
+    def counting(self, index, *arguments):
+        written.append(index)
+        return original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedStatistics, "write", dying)
+        with pytest.raises(Killed):
+            run(dense, tmp_path / "cut", kept=kept, order="dense", method="sparsegpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedStatistics, "write", counting)
+        run(dense, tmp_path / "cut", kept=kept, order="dense", method="sparsegpt")
+    assert written == list(range(block, BLOCKS))
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "of another make"])
+def test_damaged_statistics_are_gathered_anew(damage, dense, tmp_path):
+    kept = tmp_path / "kept"
+    run(dense, tmp_path / "whole", kept=kept, order="dense", method="sparsegpt")
+    [file] = kept.glob("*/block-00001.safetensors")
+    before = file.read_bytes()
+    if damage == "cut short":
+        file.write_bytes(before[:-1])
+    else:
+        save_file({"a": torch.zeros(1)}, file, {"format": "pt"})
+    run(dense, tmp_path / "again", kept=kept, order="dense", method="sparsegpt")
+    assert file.read_bytes() == before
+    assert content(tmp_path / "again") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
