@@ -163,6 +163,11 @@ class Mixture:
         return core_schema.no_info_plain_validator_function(self.check)
 
 
+def as_word(text: str) -> str:
+    """Return a text as part of a run's name, which has no other signs than '.', '_' and '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("+", "p")).strip("-._").lower()
+
+
 def _at_commas(value: Any) -> Any:
     """Split "a, b" into its parts, so that a list may be written as one text."""
     if not isinstance(value, str):
@@ -567,9 +572,9 @@ class SppConfig(Section):
         """Return ``run``, or a name made of the model, the method and the pattern."""
         if self.run:
             return self.run
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.path.rstrip("/").rsplit("/", 1)[-1])
+        model = as_word(self.model.path.rstrip("/").rsplit("/", 1)[-1])
         pattern = self.prune.pattern
         amount = f"{self.prune.sparsity:g}"
         if pattern != "unstructured":
             amount = pattern.replace(":", "of")
-        return f"{model.strip('-._') or 'model'}-{self.prune.method.name}-{amount}".lower()
+        return f"{model or 'model'}-{as_word(self.prune.method.name)}-{amount}"

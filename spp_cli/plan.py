@@ -69,7 +69,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     tokens = text.tokens if text else 0
     order: str = settings.order
     kinds = fewest(each.statistic for each in settings.asking)
-    check_kept(order, kinds)
+    check_kept(order, settings.method, kinds)
     kept = kinds and order == "dense"
     if order == "auto":
         held = held_in_one_pass(tokens, linears, kinds)

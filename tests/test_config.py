@@ -132,6 +132,7 @@ def test_the_default_run_name_is_a_name_that_a_run_may_have(path: str) -> None:
     ("settings", "name"),
     [
         ({}, "demo-wanda-0.5"),
+        ({"prune": {"method": "wanda++"}}, "demo-wandapp-0.5"),
         (
             {"model": "meta-llama/Llama-2-7b-hf", "prune": {"pattern": "2:4"}},
             "llama-2-7b-hf-wanda-2of4",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -29,7 +29,7 @@ class BlockCalls:
     return in this form.
     """
 
-    hidden_states: ActivationStore
+    hidden_states: ActivationStore | list[Tensor]
     shapes: list[tuple[int, int]]
     arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]]
     returned: Any = None
@@ -48,6 +48,15 @@ class BlockCalls:
         with _replaced(decoder, lambda *_, **__: _as_returned(hidden_states, self.returned)):
             logits: Tensor = decoder.model(batch, use_cache=False).logits
         return logits
+
+    def only(self, numbers: Sequence[int]) -> BlockCalls:
+        """Return the calls of some of the batches, by their numbers."""
+        return BlockCalls(
+            [self.hidden_states[number] for number in numbers],
+            [self.shapes[number] for number in numbers],
+            [[of_block[number] for number in numbers] for of_block in self.arguments],
+            self.returned,
+        )
 
     def flow_through(self, block: nn.Module, index: int) -> None:
         """Replace the hidden states by the outputs of ``block``, which is the ``index``-th."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from spp_cli.pruning.magnitude import Magnitude
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.orders import Order, Round
 from spp_cli.pruning.output_error import output_error
+from spp_cli.pruning.region import Region
 from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.recovering.recovery import NoRecovery, Recovery
@@ -139,6 +141,10 @@ def prune_blocks(
             block, is_last = source.load(index, device), index + 1 == blocks
             chosen = of_block[index]
             if index >= done:
+                seen: Mapping[str, Any] = {}
+                if calls and recipe.method.sees_blocks:
+                    region = Region(block, index, chosen, calls)
+                    seen = recipe.method.see_block(region, recipe.patterns)
                 rounds: Iterable[Round] = [[([linear], None) for linear in chosen]]
                 if isinstance(order, SavedStatistics):
                     rounds = order.rounds(index, chosen, kinds, device)
@@ -147,7 +153,7 @@ def prune_blocks(
                 layers = {
                     layer.linear.name: layer
                     for groups in rounds
-                    for layer in _prune_round(groups, recipe, reporter, progress)
+                    for layer in _prune_round(groups, recipe, seen, reporter, progress)
                 }
                 yield index, [layers[linear.name] for linear in chosen]
             elif calls and not is_last:
@@ -168,10 +174,11 @@ def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
 
 
 def _prune_round(
-    groups: Round, recipe: Recipe, reporter: Reporter, progress: Task
+    groups: Round, recipe: Recipe, seen: Mapping[str, Any], reporter: Reporter, progress: Task
 ) -> list[PrunedLayer]:
     """Prune, in place, the linears of groups that are ready together.
 
+    ``seen`` is what the method saw of the block as a whole, by linear, if it looks at it.
     Several processes take turns, so that each solves its share of the groups for all.
     """
     owners = [number % processes.count() for number in range(len(groups))]
@@ -183,7 +190,7 @@ def _prune_round(
                 names = ", ".join(linear.name for linear in linears)
                 reporter.warn(f"no calibration text reached {names}: pruned by magnitude")
             if owner == processes.number():
-                layers += _prune_group(linears, known, recipe)
+                layers += _prune_group(linears, known, recipe, seen)
                 progress.advance(0, detail=linears[-1].name)
     except SppError as error:
         problem = error
@@ -223,7 +230,7 @@ def _exchanged(
 
 
 def _prune_group(
-    linears: Sequence[Linear], known: Known | None, recipe: Recipe
+    linears: Sequence[Linear], known: Known | None, recipe: Recipe, seen: Mapping[str, Any]
 ) -> list[PrunedLayer]:
     """Prune, in place, linears that read one input."""
     method, refinement, recovery = recipe.method, recipe.refinement, recipe.recovery
@@ -240,7 +247,13 @@ def _prune_group(
             )
     patterns = [recipe.patterns[linear.name] for linear in linears]
     prepared = known.prepare(method, names) if known else None
-    results = method.prune_together(weights, prepared, patterns)
+    if method.sees_blocks:
+        results = [
+            method.prune_seen(weight, prepared, pattern, seen[linear.name])
+            for linear, weight, pattern in zip(linears, weights, patterns, strict=True)
+        ]
+    else:
+        results = method.prune_together(weights, prepared, patterns)
     statistic = known.of(refinement) if known else None
     layers = []
     for linear, weight, pattern, pruned in zip(linears, weights, patterns, results, strict=True):

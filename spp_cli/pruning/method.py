@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from spp_cli.config import Section
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.sparsity.patterns import NofM, Pattern
+
+if TYPE_CHECKING:
+    from spp_cli.pruning.region import Region
 
 __all__ = ["Pruned", "PruningMethod", "misfit_of_blocks"]
 
@@ -31,6 +34,7 @@ class PruningMethod(Section):
     """Base of all methods. A method sees one weight and what it asked to know of its inputs."""
 
     statistic: ClassVar[type[Statistic] | None] = None
+    sees_blocks: ClassVar[bool] = False  # whether it looks at each block as a whole first
 
     name: str
 
@@ -62,12 +66,27 @@ class PruningMethod(Section):
         pairs = zip(weights, patterns, strict=True)
         return [self.prune(weight, prepared, pattern) for weight, pattern in pairs]
 
+    def see_block(self, region: Region, patterns: Mapping[str, Pattern]) -> Mapping[str, Any]:
+        """Return, by linear, what ``prune_seen`` is to know of it from its block as a whole.
+
+        Asked only of methods that say ``sees_blocks``, with the dense block. They may move weights.
+        """
+        raise NotImplementedError
+
+    def prune_seen(self, weight: Tensor, prepared: Any, pattern: Pattern, seen: Any) -> Pruned:
+        """Do what ``prune`` does, of methods that say ``sees_blocks``."""
+        raise NotImplementedError
+
     def workspace(self, rows: int, columns: int) -> int:
         """Return about how many bytes pruning takes, beside weights and statistic.
 
         ``rows`` are those of all layers that read one input of ``columns``.
         """
         return 20 * rows * columns  # scores, their selection, the mask and the pruned copy
+
+    def block_workspace(self, weights: int) -> int:
+        """Return about how many bytes it holds for a whole block of so many ``weights``."""
+        return 0
 
     def misfit(self, pattern: Pattern) -> str | None:
         """Return why the method cannot prune to ``pattern``; None if it can."""

@@ -97,13 +97,17 @@ def prune_needs(
     masks = sum(pruned) // 8
 
     groups = [_by_input(chosen) for chosen in blocks]
-    on_device = block * compute.itemsize + max(
-        max(
-            method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features),
-            *(recovery.workspace(*linear.weight.shape) for linear in group),
+    on_device = (
+        block * compute.itemsize
+        + method.block_workspace(max(pruned))
+        + max(
+            max(
+                method.workspace(sum(len(linear.weight) for linear in group), group[0].in_features),
+                *(recovery.workspace(*linear.weight.shape) for linear in group),
+            )
+            for of_block in groups
+            for group in of_block
         )
-        for of_block in groups
-        for group in of_block
     )
     states = saved = 0
     if calibration:

@@ -15,6 +15,7 @@ from spp_cli.errors import ConfigError
 from spp_cli.models.decoder import Linear
 from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.pruning.inputs import Known
+from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Group, Round
 from spp_cli.pruning.statistics import Gram, Moments, PairedGram, Statistic
 
@@ -117,18 +118,23 @@ class SavedStatistics:
         return self.folder / f"block-{block:05d}.safetensors"
 
 
-def check_kept(order: str, kinds: Sequence[type[Statistic]]) -> None:
+def check_kept(order: str, method: PruningMethod, kinds: Sequence[type[Statistic]]) -> None:
     """Refuse ``order`` dense where something is asked for that is not ``KEPT``.
 
     Raises:
-        ConfigError: with the name of the statistic.
+        ConfigError: with what is asked for.
     """
-    for kind in kinds:
-        if order == "dense" and not any(issubclass(read, kind) for read in _READ_AS.values()):
-            raise ConfigError(
-                f"prune.order is 'dense', which keeps Gram matrices and moments of inputs, and "
-                f"{kind.__name__} is asked for. Set --order two-pass"
-            )
+    if order != "dense":
+        return
+    read = _READ_AS.values()
+    lacking = [kind.__name__ for kind in kinds if not any(issubclass(r, kind) for r in read)]
+    if method.sees_blocks:
+        lacking.append(f"{method.name}, which looks at whole blocks,")
+    for name in lacking:
+        raise ConfigError(
+            f"prune.order is 'dense', which keeps Gram matrices and moments of inputs, and {name} "
+            "asks for more. Set --order two-pass"
+        )
 
 
 def _tensors(file: TensorFile, prefix: str, device: torch.device) -> dict[str, Tensor]:

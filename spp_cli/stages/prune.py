@@ -69,14 +69,15 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
     kinds = fewest(each.statistic for each in settings.asking)
-    check_kept(settings.order, kinds)
+    check_kept(settings.order, settings.method, kinds)
     stored = stored_tensors(model, source)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
     tokens = None
     if settings.reads_text:
         with processes.main_first():
             tokens = calibration(config, sources, model.model.config, reporter).tokens
-    batches = _own_batches(tokens.tokens, settings.calibration.batch_size) if tokens else []
+    size = 1 if settings.method.sees_blocks else settings.calibration.batch_size
+    batches = _own_batches(tokens.tokens, size) if tokens else []
     read = sum(batch.numel() for batch in batches)
 
     def activations(count: int) -> ActivationStore:
@@ -87,7 +88,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     dense = DenseModel(model, batches, device, activations, reporter)
     kept = target / RESUME
     if tokens:
-        size = settings.calibration.batch_size
         kept = known.folder_of(sources, tokens, size, device, dtype) or kept
     if order == "dense" and kinds:
         dense = replace(dense, saved=known.statistics(kept, dense))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-from spp_cli.config import SppConfig, nearest, parse_n_of_m
+from spp_cli.config import SppConfig, as_word, nearest, parse_n_of_m
 from spp_cli.errors import ConfigError
 from spp_cli.fields import Keys
 from spp_cli.invocation import stage_list
@@ -171,5 +170,4 @@ def _word(text: str) -> str:
     """Return a text as part of a run's name: 2:4 as 2of4, of a path the end."""
     if parse_n_of_m(text):
         return text.replace(":", "of")
-    end = text.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", end).strip("-._").lower()
+    return as_word(text.rstrip("/").rpartition("/")[2])

@@ -1,0 +1,163 @@
+"""Wanda++: gradients of a block's output against plain autograd, and blocks that learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from torch import Tensor
+
+from spp_cli.models.activations import ActivationStore
+from spp_cli.models.calls import capture_calls
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.decoder import Decoder
+from spp_cli.models.loading import load_model
+from spp_cli.models.streaming import ResidentModel
+from spp_cli.progress import Silent
+from spp_cli.pruning.engine import PrunedLayer, Recipe, prune_blocks
+from spp_cli.pruning.orders import ORDERS
+from spp_cli.pruning.region import Region
+from spp_cli.pruning.wanda import Wanda
+from spp_cli.pruning.wanda_plus_plus import WandaPlusPlus
+from spp_cli.refining.refinement import NoRefinement
+from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
+
+CPU = torch.device("cpu")
+HALF, TWO_OF_FOUR = Unstructured(0.5), NofM(2, 4)
+
+
+def tokens() -> Tensor:
+    return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+def model_of(family: str, folder: Path) -> ResidentModel:
+    return ResidentModel(load_model(Checkpoint(make_model(family, folder)), dtype=torch.float32))
+
+
+@torch.no_grad()
+def region_of(source: ResidentModel) -> Region:
+    """Return the first block with what comes to it."""
+    calls = capture_calls(source.decoder, tokens().split(1), ActivationStore("device", CPU))
+    return Region(source.decoder.blocks[0], 0, source.decoder.linears(0), calls)
+
+
+def prune(source: ResidentModel, method: WandaPlusPlus | Wanda, order: str, pattern: Pattern):
+    linears = source.decoder.all_linears()
+    recipe = Recipe(
+        method,
+        NoRefinement(),
+        {linear.name: pattern for linear in linears},
+        stored_dtype=lambda _: torch.float32,
+    )
+    layers: dict[str, PrunedLayer] = {}
+    for _, found in prune_blocks(
+        source,
+        list(tokens().split(1)),
+        linears,
+        recipe,
+        order=ORDERS[order](),
+        device=CPU,
+        activations=ActivationStore("device", CPU),
+        reporter=Silent(),
+    ):
+        layers |= {layer.linear.name: layer for layer in found}
+    return layers
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_gradients_are_those_of_plain_autograd(family: str, tmp_path: Path) -> None:
+    source = model_of(family, tmp_path / "model")
+    region = region_of(source)
+    found = WandaPlusPlus(iterations=0).see_block(region, {})
+    block, linears = source.decoder.blocks[0], source.decoder.linears(0)
+    inputs: list[Tensor] = []
+    hook = block.register_forward_hook(lambda module, args, output: inputs.append(output))
+    squares = {linear.name: torch.zeros_like(linear.weight) for linear in linears}
+    for sequence in tokens():
+        for linear in linears:
+            linear.parameter.requires_grad_().grad = None
+        source.model(sequence[None])
+        output = inputs.pop()
+        (output[0] if isinstance(output, tuple) else output).norm().backward()
+        for linear in linears:
+            if linear.parameter.grad is not None:
+                squares[linear.name] += linear.as_stored(linear.parameter.grad).square()
+    hook.remove()
+    for name, square in squares.items():
+        torch.testing.assert_close(found[name], (square / 6).sqrt(), rtol=1e-4, atol=1e-6)
+    assert any(gradient.any() for gradient in found.values())
+
+
+def test_the_score_adds_the_gradient_to_the_norm_over_all_tokens(tmp_path: Path) -> None:
+    source = model_of("llama", tmp_path / "model")
+    region = region_of(source)
+    dense = {linear.name: linear.weight.clone() for linear in region.linears}
+    method = WandaPlusPlus(iterations=0, scale=7.0)
+    gradients = method.see_block(region, {})
+    inputs: dict[str, list[Tensor]] = {name: [] for name in dense}
+    hooks = [
+        linear.module.register_forward_pre_hook(
+            lambda module, args, name=linear.name: inputs[name].append(args[0].flatten(0, 1))
+        )
+        for linear in region.linears
+    ]
+    source.model(tokens())
+    for hook in hooks:
+        hook.remove()
+    layers = prune(source, method, "two-pass", HALF)
+    for name, weight in dense.items():
+        norm = torch.cat(inputs[name]).norm(dim=0)
+        scores = (7.0 * gradients[name] + norm) * weight.abs()
+        keep = layers[name].keep
+        kept, gone = scores.masked_fill(~keep, torch.inf), scores.masked_fill(keep, 0)
+        assert (gone.amax(dim=1) <= kept.amin(dim=1) * (1 + 1e-4)).all()
+        assert (keep.sum(dim=1) == weight.shape[1] // 2).all()
+
+
+@pytest.mark.parametrize("order", ["one-pass", "two-pass"])
+def test_without_gradients_and_steps_it_is_wanda(order: str, tmp_path: Path) -> None:
+    ours = prune(
+        model_of("llama", tmp_path / "a"), WandaPlusPlus(iterations=0, scale=0), order, HALF
+    )
+    wanda = prune(model_of("llama", tmp_path / "b"), Wanda(), order, HALF)
+    assert all(torch.equal(ours[name].weight, layer.weight) for name, layer in wanda.items())
+
+
+@pytest.mark.parametrize("pattern", [HALF, TWO_OF_FOUR], ids=str)
+def test_steps_bring_the_pruned_block_nearer_to_the_dense_one(
+    pattern: Pattern, tmp_path: Path
+) -> None:
+    errors = []
+    for iterations in (0, 8):
+        source = model_of("llama", tmp_path / str(iterations))
+        region = region_of(source)
+        with torch.no_grad():
+            targets = [region.output(number) for number in range(len(region))]
+        method = WandaPlusPlus(iterations=iterations, samples=6, learning_rate=3e-5)
+        layers = prune(source, method, "two-pass", pattern)
+        for layer in layers.values():
+            assert not layer.weight[~layer.keep].any()
+            assert math.isclose(layer.sparsity, 0.5, abs_tol=0.02)
+        with torch.no_grad():
+            errors.append(
+                sum((region.output(n) - target).norm() for n, target in enumerate(targets))
+            )
+    assert errors[1] < 0.98 * errors[0]
+
+
+def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
+    first, second = (
+        prune(model_of("llama", tmp_path / name), WandaPlusPlus(samples=2), "two-pass", HALF)
+        for name in ("a", "b")
+    )
+    assert all(torch.equal(first[name].weight, layer.weight) for name, layer in second.items())
+    linears = Decoder(model_of("llama", tmp_path / "c").model).all_linears()
+    moved = [
+        lin
+        for lin in linears
+        if not (first[lin.name].weight == lin.weight)[first[lin.name].keep].all()
+    ]
+    assert moved
