@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ./scripts/install.sh eval plot
-for sweep in league league-allocations; do
+for sweep in sweep-league sweep-league-allocations; do
   .venv/bin/spp sweep "configs/$sweep.yaml" "$@" > /dev/null
 done
 .venv/bin/python scripts/league_table.py workspace/league

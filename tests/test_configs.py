@@ -10,6 +10,7 @@ import pytest
 
 from spp_cli import fields, yaml12
 from spp_cli.config import SppConfig
+from spp_cli.pruning import TABLE
 from spp_cli.settings import Layer, dump_yaml, read_yaml, validate
 from spp_cli.sweeps.sweep import read_sweep
 
@@ -42,13 +43,30 @@ def test_it_says_what_to_expect_and_sets_what_matters(path: Path) -> None:
 
 
 def test_the_sweep_of_the_embedded_model_has_its_thirty_points() -> None:
-    (path,) = SWEEPS
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    sweep = read_sweep(str(path), Layer())
+    sweep = read_sweep(str(ROOT / "configs" / "sweep-demo.yaml"), Layer())
     assert len({point.pruned_as() for point in sweep.points}) == 15
     assert sorted({point.config.prune.sparsity for point in sweep.points}) == [0.5, 0.6, 0.75]
     assert [point.name for point in sweep.points[:2]] == ["magnitude-0.5-none", "magnitude-0.5-spp"]
     assert len(sweep.points) == 30
+
+
+def test_every_method_is_in_the_league_at_every_amount() -> None:
+    sweep = read_sweep(str(ROOT / "configs" / "sweep-league.yaml"), Layer())
+    prunes = [point.config.prune for point in sweep.points]
+    amounts = {(prune.pattern, prune.sparsity) for prune in prunes}
+    assert {pattern for pattern, _ in amounts} == {"unstructured", "2:4", "4:8", "2:8"}
+    for name in TABLE:
+        mine = [prune for prune in prunes if prune.method.name == name]
+        assert {(prune.pattern, prune.sparsity) for prune in mine} == amounts
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_points_of_a_sweep_share_one_budget_and_one_workspace(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    points = read_sweep(str(path), Layer()).points
+    assert len({point.config.workspace for point in points}) == 1
+    assert len({point.config.finetune.data.samples for point in points}) == 1
+    assert len({point.config.prune.calibration for point in points}) == 1
 
 
 HUB = [path for path in READY if not path.stem.startswith("demo")]
