@@ -247,7 +247,7 @@ def _prune_group(
             )
     patterns = [recipe.patterns[linear.name] for linear in linears]
     prepared = known.prepare(method, names) if known else None
-    if method.sees_blocks:
+    if known and all(linear.name in seen for linear in linears):
         results = [
             method.prune_seen(weight, prepared, pattern, seen[linear.name])
             for linear, weight, pattern in zip(linears, weights, patterns, strict=True)

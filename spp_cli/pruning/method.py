@@ -34,9 +34,14 @@ class PruningMethod(Section):
     """Base of all methods. A method sees one weight and what it asked to know of its inputs."""
 
     statistic: ClassVar[type[Statistic] | None] = None
-    sees_blocks: ClassVar[bool] = False  # whether it looks at each block as a whole first
+    one_by_one: ClassVar[bool] = False  # whether sequences are to flow one at a time
 
     name: str
+
+    @property
+    def sees_blocks(self) -> bool:
+        """Whether it looks at each dense block as a whole first: see ``see_block``."""
+        return False
 
     def prepare(self, statistic: Any) -> Any:
         """Return what all layers that read one input can share, e.g. a factorisation.
@@ -70,6 +75,7 @@ class PruningMethod(Section):
         """Return, by linear, what ``prune_seen`` is to know of it from its block as a whole.
 
         Asked only of methods that say ``sees_blocks``, with the dense block. They may move weights.
+        A linear that is left out is pruned by ``prune``.
         """
         raise NotImplementedError
 

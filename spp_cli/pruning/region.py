@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ from spp_cli.pruning.statistics import Statistic
 
 __all__ = ["Region"]
 
+_ROUNDING = 0.05  # of an output; what sums in another order change, in bfloat16 at most
+
 
 class Region:
-    """The ``index``-th block, its ``linears``, and the sequences that come to it one by one.
+    """The ``index``-th block, its ``linears``, and the batches of sequences that come to it.
 
     Of several processes each has sequences of its own; what is summed here is summed over all.
     """
@@ -33,20 +36,20 @@ class Region:
         self._calls = calls
 
     def __len__(self) -> int:
-        """Return how many sequences there are in this process."""
+        """Return how many batches there are in this process."""
         return len(self._calls.shapes)
 
     @property
-    def sequences(self) -> int:
+    def batches(self) -> int:
         """How many there are in all processes."""
         return sum(processes.collect(len(self)))
 
     def output(self, number: int) -> Tensor:
-        """Return what the block makes of a sequence: (1, tokens, hidden_size)."""
+        """Return what the block makes of a batch: (sequences, tokens, hidden_size)."""
         return self._calls.run(self._block, self.index, number)
 
     def known(self, numbers: Sequence[int], kind: type[Statistic]) -> dict[str, Known | None]:
-        """Return by linear what ``kind`` knows of its inputs from some of the sequences."""
+        """Return by linear what ``kind`` knows of its inputs from some of the batches."""
         some = self._calls.only(numbers)
         return {
             linear.name: known
@@ -55,10 +58,10 @@ class Region:
         }
 
     def gradients(self, number: int, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Return the gradient of a sequence's ``loss`` by each linear's weight, float32.
+        """Return the gradient of a batch's ``loss`` by each linear's weight, float32.
 
         ``loss`` takes what ``output`` returns. (out_features, in_features) each; zero for an expert
-        that the sequence does not reach.
+        that the batch does not reach.
         """
         weights = [linear.parameter.requires_grad_() for linear in self.linears]
         try:
@@ -72,6 +75,67 @@ class Region:
             linear.as_stored(torch.zeros_like(weight) if gradient is None else gradient).float()
             for linear, weight, gradient in zip(self.linears, weights, found, strict=True)
         ]
+
+    def fold(self, linear: Linear, order: Tensor) -> bool:
+        """Put the inputs of a linear into another order, and the outputs of those that make them.
+
+        What the block computes stays the same. Returns False, and leaves all as it was, where it
+        would not: where an input is not made of the same one output of each linear beside it that
+        has as many (as ``down_proj``'s are of those of ``gate_proj`` and ``up_proj``), or where one
+        of them has a bias, which is not written anew.
+
+        Args:
+            order: input ``order[j]`` becomes input j, (in_features,).
+        """
+        beside = linear.name.rpartition(".")[0]
+        makers = [
+            other
+            for other in self.linears
+            if other is not linear
+            and other.name.rpartition(".")[0] == beside
+            and len(other.weight) == linear.in_features
+        ]
+        if not makers or any(maker.bias is not None for maker in makers):
+            return False
+        others = [each for each in self.linears if each not in makers]
+        before = self._outputs(others, linear)
+        own = [each.weight.clone() for each in (linear, *makers)]
+        linear.weight.copy_(own[0][:, order])
+        for maker, weight in zip(makers, own[1:], strict=True):
+            maker.weight.copy_(weight[order])
+        after = self._outputs(others, linear)
+        is_same = linear.name in before and all(
+            torch.linalg.vector_norm((after[name] - output).float())
+            <= _ROUNDING * torch.linalg.vector_norm(output.float())
+            for name, output in before.items()
+        )
+        if not processes.agree_on_lowest(int(is_same)):
+            for each, weight in zip((linear, *makers), own, strict=True):
+                each.weight.copy_(weight)
+            return False
+        return True
+
+    def _outputs(self, linears: Sequence[Linear], until: Linear) -> dict[str, Tensor]:
+        """Return what linears make of the first batch that reaches each, until one is reached."""
+        seen: dict[str, Tensor] = {}
+
+        def hook_for(name: str) -> Callable[..., None]:
+            def see(module: nn.Module, args: Any, output: Tensor) -> None:
+                if output.numel():
+                    seen.setdefault(name, output)
+
+            return see
+
+        hooks = [each.module.register_forward_hook(hook_for(each.name)) for each in linears]
+        try:
+            for number in range(len(self)):
+                self.output(number)
+                if until.name in seen:
+                    break
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
 
     @contextmanager
     def weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

@@ -6,6 +6,7 @@ Models, ICLR 2024.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -13,12 +14,13 @@ from pydantic import Field
 from torch import Tensor
 
 from spp_cli.pruning.method import Pruned, PruningMethod
+from spp_cli.pruning.region import Region
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.pruning.wanda import never_zero
 from spp_cli.sparsity.masks import zeroed
-from spp_cli.sparsity.patterns import Pattern
+from spp_cli.sparsity.patterns import NofM, Pattern
 
-__all__ = ["RIA"]
+__all__ = ["RIA", "dealt_out", "relative_importance"]
 
 
 class RIA(PruningMethod):
@@ -39,6 +41,27 @@ class RIA(PruningMethod):
         "each row",
     )
 
+    permute: bool = Field(
+        False,
+        description="With N:M, deal the important inputs of a layer out to all groups, where the "
+        "layers that make them can give them in that order (down_proj, where none has a bias)",
+    )
+
+    @property
+    def sees_blocks(self) -> bool:
+        return self.permute
+
+    def see_block(self, region: Region, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
+        """Put the inputs of linears into another order, where the block stays the same by it."""
+        known = region.known(range(len(region)), InputNorm)
+        for linear in region.linears:
+            pattern, inputs = patterns[linear.name], known[linear.name]
+            if isinstance(pattern, NofM) and inputs is not None:
+                norms = self.prepare(inputs[InputNorm])  # type: ignore[arg-type]
+                scores = relative_importance(linear.weight.float()).mul_(norms)
+                region.fold(linear, dealt_out(scores.sum(dim=0), pattern.of))
+        return {}
+
     def prepare(self, statistic: InputNorm) -> Tensor:
         """Return ‖X_j‖ᵃ: (in_features,)."""
         return never_zero(statistic.norm()) ** self.power
@@ -47,6 +70,16 @@ class RIA(PruningMethod):
         """Choose what stays of ``weight`` (out_features, in_features); it is unchanged."""
         keep = pattern.keep(relative_importance(weight).mul_(prepared), within=self.within)
         return Pruned(zeroed(weight, keep), keep)
+
+
+def dealt_out(totals: Tensor, size: int) -> Tensor:
+    """Return an order of inputs in which every group of ``size`` has its share of important ones.
+
+    The highest of ``totals`` go to the groups one each, the next in reverse, and so on: (inputs,).
+    """
+    rows = totals.argsort(descending=True, stable=True).view(size, -1).clone()
+    rows[1::2] = rows[1::2].flip(1)
+    return rows.T.flatten()
 
 
 def relative_importance(weight: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class WandaPlusPlus(PruningMethod):
     """
 
     statistic: ClassVar[type] = InputNorm
-    sees_blocks: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
 
     name: Literal["wanda++"] = "wanda++"
     scale: float = Field(100.0, ge=0, description="Weight of the gradient in the score, α")
@@ -42,6 +42,10 @@ class WandaPlusPlus(PruningMethod):
     )
     samples: int = Field(32, ge=1, description="Sequences it learns from in an iteration")
     learning_rate: float = Field(3e-7, gt=0, description="Of RMSprop in these steps")
+
+    @property
+    def sees_blocks(self) -> bool:
+        return True
 
     def see_block(self, region: Region, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
         """Move the block's weights, then return G by linear: (out_features, in_features)."""
@@ -115,6 +119,6 @@ def _regional_gradients(region: Region) -> dict[str, Tensor]:
             total += gradient.square()
     processes.add_up(totals)
     return {
-        linear.name: (total / region.sequences).sqrt()
+        linear.name: (total / region.batches).sqrt()
         for linear, total in zip(region.linears, totals, strict=True)
     }

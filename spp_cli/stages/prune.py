@@ -76,7 +76,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     if settings.reads_text:
         with processes.main_first():
             tokens = calibration(config, sources, model.model.config, reporter).tokens
-    size = 1 if settings.method.sees_blocks else settings.calibration.batch_size
+    size = 1 if settings.method.one_by_one else settings.calibration.batch_size
     batches = _own_batches(tokens.tokens, size) if tokens else []
     read = sum(batch.numel() for batch in batches)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from block_cases import model_of, prune, region_of, tokens
 from golden_cases import case
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spp_cli.pruning.ria import RIA, relative_importance
+from spp_cli.pruning.ria import RIA, dealt_out, relative_importance
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
 
@@ -92,3 +95,56 @@ def test_a_weight_that_is_all_its_output_has_is_spared() -> None:
     assert keep(RIA(), weight, torch.ones(4), Unstructured(0.67))[2].tolist() == [True] + 3 * [
         False
     ]
+
+
+@given(st.integers(1, 12), st.sampled_from([2, 4, 8]), st.integers(0, 99))
+def test_every_group_has_one_of_each_rank_and_the_totals_are_near(
+    groups: int, size: int, seed: int
+) -> None:
+    totals = torch.rand(groups * size, generator=torch.Generator().manual_seed(seed))
+    order = dealt_out(totals, size)
+    assert sorted(order.tolist()) == list(range(groups * size))
+    ranks = totals.argsort(descending=True).argsort()[order].view(groups, size)
+    assert (ranks // groups == torch.arange(size)).all()
+    sums = totals[order].view(groups, size).sum(dim=1)
+    assert sums.max() - sums.min() <= totals.max() - totals.min() + 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "moved"),
+    [
+        ("llama", {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}),
+        ("mixtral", {"gate_proj", "up_proj", "down_proj"}),
+        ("opt", set()),  # its layers have biases
+        ("bloom", set()),
+    ],
+)
+def test_inputs_take_another_order_where_the_block_stays_the_same(
+    family: str, moved: set[str], tmp_path: Path
+) -> None:
+    source = model_of(family, tmp_path / "model")
+    before = source.model(tokens()).logits
+    region = region_of(source)
+    dense = {linear.name: linear.weight.clone() for linear in region.linears}
+    RIA(permute=True).see_block(region, dict.fromkeys(dense, NofM(2, 4)))
+    torch.testing.assert_close(source.model(tokens()).logits, before, rtol=1e-4, atol=1e-5)
+    for linear in region.linears:
+        was = dense[linear.name]
+        is_moved = any(linear.name.endswith(end) for end in moved)
+        assert torch.equal(linear.weight, was) != is_moved
+        assert torch.equal(linear.weight.flatten().sort().values, was.flatten().sort().values)
+
+
+def test_with_n_of_m_important_inputs_no_longer_share_a_group(tmp_path: Path) -> None:
+    kept = []
+    for permute in (False, True):
+        source = model_of("llama", tmp_path / str(permute))
+        name = "model.layers.1.mlp.down_proj"
+        weight = source.model.get_submodule(name).weight.data
+        weight[:, :16] *= 10
+        size = weight.abs().sum()
+        layer = prune(source, RIA(permute=permute), "two-pass", NofM(2, 4))[name]
+        assert not NofM(2, 4).violations(layer.weight == 0)
+        kept.append(layer.weight.abs().sum() / size)
+    assert kept[1] > kept[0] + 0.1

@@ -7,64 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from block_cases import model_of, prune, region_of, tokens
 from torch import Tensor
 
-from spp_cli.models.activations import ActivationStore
-from spp_cli.models.calls import capture_calls
-from spp_cli.models.checkpoint import Checkpoint
-from spp_cli.models.decoder import Decoder
-from spp_cli.models.loading import load_model
-from spp_cli.models.streaming import ResidentModel
-from spp_cli.progress import Silent
-from spp_cli.pruning.engine import PrunedLayer, Recipe, prune_blocks
-from spp_cli.pruning.orders import ORDERS
-from spp_cli.pruning.region import Region
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.pruning.wanda_plus_plus import WandaPlusPlus
-from spp_cli.refining.refinement import NoRefinement
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
 
-CPU = torch.device("cpu")
 HALF, TWO_OF_FOUR = Unstructured(0.5), NofM(2, 4)
-
-
-def tokens() -> Tensor:
-    return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
-
-
-def model_of(family: str, folder: Path) -> ResidentModel:
-    return ResidentModel(load_model(Checkpoint(make_model(family, folder)), dtype=torch.float32))
-
-
-@torch.no_grad()
-def region_of(source: ResidentModel) -> Region:
-    """Return the first block with what comes to it."""
-    calls = capture_calls(source.decoder, tokens().split(1), ActivationStore("device", CPU))
-    return Region(source.decoder.blocks[0], 0, source.decoder.linears(0), calls)
-
-
-def prune(source: ResidentModel, method: WandaPlusPlus | Wanda, order: str, pattern: Pattern):
-    linears = source.decoder.all_linears()
-    recipe = Recipe(
-        method,
-        NoRefinement(),
-        {linear.name: pattern for linear in linears},
-        stored_dtype=lambda _: torch.float32,
-    )
-    layers: dict[str, PrunedLayer] = {}
-    for _, found in prune_blocks(
-        source,
-        list(tokens().split(1)),
-        linears,
-        recipe,
-        order=ORDERS[order](),
-        device=CPU,
-        activations=ActivationStore("device", CPU),
-        reporter=Silent(),
-    ):
-        layers |= {layer.linear.name: layer for layer in found}
-    return layers
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
@@ -154,7 +104,7 @@ def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
         for name in ("a", "b")
     )
     assert all(torch.equal(first[name].weight, layer.weight) for name, layer in second.items())
-    linears = Decoder(model_of("llama", tmp_path / "c").model).all_linears()
+    linears = model_of("llama", tmp_path / "c").decoder.all_linears()
     moved = [
         lin
         for lin in linears

@@ -1,0 +1,65 @@
+"""Whole tiny models, and their first block, for methods that look at blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from conftest import make_model
+from torch import Tensor
+
+from spp_cli.models.activations import ActivationStore
+from spp_cli.models.calls import capture_calls
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.loading import load_model
+from spp_cli.models.streaming import ResidentModel
+from spp_cli.progress import Silent
+from spp_cli.pruning.engine import PrunedLayer, Recipe, prune_blocks
+from spp_cli.pruning.method import PruningMethod
+from spp_cli.pruning.orders import ORDERS
+from spp_cli.pruning.region import Region
+from spp_cli.refining.refinement import NoRefinement
+from spp_cli.sparsity.patterns import Pattern
+
+CPU = torch.device("cpu")
+
+
+def tokens() -> Tensor:
+    """Return six sequences."""
+    return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+def model_of(family: str, folder: Path) -> ResidentModel:
+    """Return a tiny random model in float32."""
+    return ResidentModel(load_model(Checkpoint(make_model(family, folder)), dtype=torch.float32))
+
+
+@torch.no_grad()
+def region_of(source: ResidentModel) -> Region:
+    """Return the first block of a model with what comes to it, one sequence at a time."""
+    calls = capture_calls(source.decoder, tokens().split(1), ActivationStore("device", CPU))
+    return Region(source.decoder.blocks[0], 0, source.decoder.linears(0), calls)
+
+
+def prune(
+    source: ResidentModel, method: PruningMethod, order: str, pattern: Pattern
+) -> dict[str, PrunedLayer]:
+    """Prune all of a model as the engine does, in place; return its layers by name."""
+    linears = source.decoder.all_linears()
+    recipe = Recipe(
+        method,
+        NoRefinement(),
+        {linear.name: pattern for linear in linears},
+        stored_dtype=lambda _: torch.float32,
+    )
+    found = prune_blocks(
+        source,
+        list(tokens().split(1)),
+        linears,
+        recipe,
+        order=ORDERS[order](),
+        device=CPU,
+        activations=ActivationStore("device", CPU),
+        reporter=Silent(),
+    )
+    return {layer.linear.name: layer for _, layers in found for layer in layers}
