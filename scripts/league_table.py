@@ -43,6 +43,8 @@ def entry(folder: Path) -> Entry:
     results = json.loads((folder / "eval" / "results.json").read_bytes())
     how = pruned["settings"]["prune"]
     parts = [how[key]["name"] for key in ("method", "refine", "recover", "allocation")]
+    if how["method"].get("permute"):
+        parts[0] += ", permuted"
     way = " + ".join(part for part in parts if part not in ("none", "uniform"))
     pattern = how["pattern"]
     amount = f"{how['sparsity']:.0%}".replace("%", " %") if pattern == "unstructured" else pattern
