@@ -70,7 +70,8 @@ class AdaptedLinear(FrozenLinear):
     def set_weight(self, weight: Tensor) -> None:
         """Compute from now on with ``weight`` as it is, the adapter adding nothing."""
         frozen = self.base.weight()
-        self.base = DenseWeight(weight.to(frozen.device, frozen.dtype))
+        keep = None if self.base.bits is None else self.base.keep()
+        self.base = DenseWeight(weight.to(frozen.device, frozen.dtype), keep)
         for parameter in self.adapter_parameters().values():
             parameter.data.zero_()
 
