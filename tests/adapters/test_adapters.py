@@ -64,8 +64,11 @@ def test_forward_equals_merged(name, shape, storage):
     weight, keep = sparse_weight(*shape)
     adapted = train(adapter_of(name).wrap(storage(weight, keep), torch.randn(len(weight))))
     inputs = torch.randn(2, 3, adapted.in_features)
-    merged = nn.functional.linear(inputs, adapted.effective_weight(), adapted.bias)
+    weight = adapted.effective_weight()
+    merged = nn.functional.linear(inputs, weight, adapted.bias)
     torch.testing.assert_close(adapted(inputs), merged, rtol=1e-5, atol=1e-5)
+    adapted.set_weight(weight)
+    assert torch.equal(adapted(inputs), merged)
 
 
 @pytest.mark.parametrize("name", KEEPING)

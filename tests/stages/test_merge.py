@@ -87,7 +87,7 @@ def adapted(
     sparse.load(torch.device("cpu"), method, names)
     torch.manual_seed(1)
     for name, parameter in sparse.model.named_parameters():
-        if name.endswith(".B"):
+        if name.endswith((".B", ".change")):
             torch.nn.init.normal_(parameter, std=0.3)
     description = {
         "format": 1,
@@ -115,6 +115,16 @@ def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path, dtype):
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     assert difference < tolerance
     assert metrics["largest_logit_difference"] < tolerance
+
+
+@pytest.mark.parametrize("name", [name for name in spp_cli.adapters.TABLE if name != "lora"])
+def test_every_adapter_that_keeps_zeros_can_be_merged(name, tmp_path):
+    settings = SppConfig.model_validate({"finetune": {"adapter": name}}).finetune
+    sources = adapted(tmp_path, method=settings.adapter)
+    metrics = merged(sources, tmp_path / "merge").metrics
+    assert metrics["largest_logit_difference"] < 1e-5 < metrics["largest_logit"]
+    assert metrics["update_lost_to_the_mask"] == 0
+    assert verify_folder(tmp_path / "merge", "2:8").ok
 
 
 def test_zeros_masks_config_and_what_has_no_adapter_go_on_unchanged(tmp_path, dtype):
