@@ -36,6 +36,8 @@ CASES = (
     ("fista", "one-pass"),
     ("fista", "two-pass"),
     ("mrp", "two-pass"),
+    ("ria", "two-pass"),
+    ("isc", "two-pass"),
     ("alps", "two-pass"),
 )
 OTHERS = (("wanda", "llm-compressor"), ("sparsegpt", "llm-compressor"))  # if it is importable
@@ -215,14 +217,14 @@ def in_a_process(*arguments: str) -> list[str]:
 
 
 def memory(root: Path) -> None:
-    """Print the peak memory of pruning by the number of blocks, the median of five runs."""
+    """Print the peak memory of pruning by the number of blocks, the median of three runs."""
     print(f"{'blocks':>6}  {'weights':>9}  {'peak memory':>11}")
     for blocks in (4, 16, 64):
         folder = root / str(blocks)
         in_a_process("--make", str(folder), "--blocks", str(blocks))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        # The allocator's luck makes a difference of some 10 % between runs.
-        peaks = [int(in_a_process("--peak", str(folder))[0]) for _ in range(5)]
+        # The allocator's luck makes a difference of some per cent between runs.
+        peaks = [int(in_a_process("--peak", str(folder))[0]) for _ in range(3)]
         peak = statistics.median(peaks)
         print(f"{blocks:>6}  {size / 2**20:>5.0f} MiB  {peak / 2**10:>7.0f} MiB", flush=True)
 
