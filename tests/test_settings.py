@@ -137,7 +137,7 @@ MISTAKES = [
     (
         "prune: {method: sparsgpt}",
         "prune.method is 'sparsgpt'; must be one of magnitude, wanda, sparsegpt, fista, mrp, alps, "
-        "isc, ria. Did you mean 'sparsegpt'?",
+        "isc, ria, wanda++. Did you mean 'sparsegpt'?",
     ),
     (
         "prune: {method: [wanda]}",

@@ -53,7 +53,7 @@ MISTAKES = [
         "an unknown method",
         "spp prune small.yaml --method spasegpt",
         "--method: prune.method is 'spasegpt'; must be one of magnitude, wanda, sparsegpt, fista, "
-        "mrp, alps, isc, ria. Did you mean 'sparsegpt'?",
+        "mrp, alps, isc, ria, wanda++. Did you mean 'sparsegpt'?",
     ),
     Mistake(
         "an unknown key of a method",
