@@ -20,6 +20,8 @@ from spp_cli.pruning.statistics import (
     folded,
     unfolded,
 )
+from spp_cli.pruning.wanda import Wanda
+from spp_cli.pruning.wanda_plus_plus import WandaPlusPlus
 
 CPU = torch.device("cpu")
 
@@ -53,12 +55,12 @@ def test_what_is_not_kept_of_a_dense_model_cannot_be_asked_for_there() -> None:
     class Other(InputNorm):
         pass
 
-    check_kept("dense", [InputNorm, Moments, Gram, PairedGram])
-    check_kept("two-pass", [Other])
-    with pytest.raises(
-        ConfigError, match=r"moments of inputs, and Other is asked for\. Set --order"
-    ):
-        check_kept("dense", [Other])
+    check_kept("dense", Wanda(), [InputNorm, Moments, Gram, PairedGram])
+    check_kept("two-pass", WandaPlusPlus(), [Other])
+    with pytest.raises(ConfigError, match=r"of inputs, and Other asks for more\. Set --order"):
+        check_kept("dense", Wanda(), [Other])
+    with pytest.raises(ConfigError, match=r"wanda\+\+, which looks at whole blocks, asks for more"):
+        check_kept("dense", WandaPlusPlus(), [InputNorm])
 
 
 @given(st.integers(1, 40))
