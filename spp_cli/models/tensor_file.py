@@ -28,6 +28,7 @@ __all__ = [
     "begin_tensors",
     "bytes_of",
     "layout_of",
+    "whole_file",
     "write_tensors",
 ]
 
@@ -130,6 +131,14 @@ class TensorFile:
                         raise OSError(f"{self.path} ends in the middle of {name}")
                     buffer = buffer[count:]
         return tensor
+
+
+def whole_file(path: Path) -> TensorFile | None:
+    """Return the file at ``path``; None if it is not there, not whole, or not safetensors."""
+    try:
+        return TensorFile(path)
+    except (OSError, ValueError):
+        return None
 
 
 class UnfinishedFile:

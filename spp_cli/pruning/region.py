@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,18 +134,8 @@ class Region:
                 hook.remove()
         return seen
 
-    @contextmanager
-    def weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Have the block compute with other ``weights`` by linear, (out_features, in_features)."""
-        own = [linear.weight.clone() for linear in self.linears]
-        self.set(weights)
-        try:
-            yield
-        finally:
-            self.set({lin.name: weight for lin, weight in zip(self.linears, own, strict=True)})
-
     def set(self, weights: Mapping[str, Tensor]) -> None:
-        """Give the linears new weights, rounded to the type that the block computes in."""
+        """Give the linears other weights by name, rounded to the type that the block has."""
         for linear in self.linears:
             linear.weight.copy_(weights[linear.name])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from spp_cli import processes
 from spp_cli.errors import ConfigError
 from spp_cli.models.decoder import Linear
-from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
+from spp_cli.models.tensor_file import TensorFile, layout_of, whole_file, write_tensors
 from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Group, Round
@@ -108,11 +108,8 @@ class SavedStatistics:
         yield waiting
 
     def _is_whole(self, block: int) -> bool:
-        try:
-            file = TensorFile(self._path(block))
-        except (OSError, ValueError):
-            return False
-        return "inputs" in file.metadata
+        file = whole_file(self._path(block))
+        return file is not None and "inputs" in file.metadata
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05d}.safetensors"

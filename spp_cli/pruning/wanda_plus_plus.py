@@ -83,8 +83,8 @@ class WandaPlusPlus(PruningMethod):
         count = processes.agree_on_lowest(min(len(region), -(-self.samples // processes.count())))
         for _ in range(self.iterations):
             numbers = torch.randperm(len(region), generator=draw)[:count].tolist()
-            with region.weights(dense):
-                targets = [region.output(number).cpu() for number in numbers]
+            region.set(dense)
+            targets = [region.output(number).cpu() for number in numbers]
             region.set(weights)
             for name, known in region.known(numbers, InputNorm).items():
                 if known is not None:  # an expert that none of these reaches learns from none

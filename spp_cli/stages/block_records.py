@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spp_cli.models.tensor_file import TensorFile, UnfinishedFile, begin_tensors, layout_of
+from spp_cli.models.tensor_file import (
+    TensorFile,
+    UnfinishedFile,
+    begin_tensors,
+    layout_of,
+    whole_file,
+)
 from spp_cli.pruning.engine import PrunedLayer
 from spp_cli.sparsity.masks import LazyMapping, pack
 
@@ -36,11 +42,7 @@ class BlockRecords:
 
     def is_done(self, block: int) -> bool:
         """Whether a block was recorded, and the record is whole."""
-        try:
-            TensorFile(self._path(block))
-        except (OSError, ValueError):
-            return False
-        return True
+        return whole_file(self._path(block)) is not None
 
     def collect(
         self, blocks: int
