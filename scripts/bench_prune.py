@@ -1,6 +1,7 @@
 """Measure spp prune: what it costs in forward passes, and how its memory grows with the model.
 
     python scripts/bench_prune.py --speed      each method and order, as multiples of a forward pass
+                                  --method fista --method alps      of these alone
     python scripts/bench_prune.py --memory     peak memory for 4, 16 and 64 blocks of one size
     python scripts/bench_prune.py --json       the ratios of --speed at 50 %, as JSON
 
@@ -177,18 +178,22 @@ class ForwardPass:
             torch.cuda.synchronize()
 
 
-def speed(root: Path, shape: Shape, patterns: list[str]) -> dict[str, dict[str, Any]]:
-    """Return by pattern, method and order the time in forward passes."""
+def speed(
+    root: Path, shape: Shape, patterns: list[str], methods: list[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Return by pattern, method and order the time in forward passes, of some methods or all."""
+    cases = [case for case in CASES if not methods or case[0] in methods]
+    others = [case for case in OTHERS if not methods or case[0] in methods]
     folder = root / "model"
     make_model(folder, shape)
     forward = ForwardPass(folder, shape)
     make_model(root / "small", replace(shape, blocks=1, hidden=128, samples=2, length=64))
-    for method, order in CASES:  # imports what is imported once
+    for method, order in cases:  # imports what is imported once
         prune(root / "small", replace(shape, samples=2, length=64), method, order, "2:4")
     found: dict[str, dict[str, Any]] = {}
     for pattern in patterns:
         ratios = found.setdefault(pattern, {})
-        for method, order in CASES + OTHERS * (find_spec("llmcompressor") is not None):
+        for method, order in cases + others * (find_spec("llmcompressor") is not None):
             around = [forward.seconds()]
             if order == "llm-compressor":
                 took = prune_with_llmcompressor(folder, shape, method, pattern)
@@ -238,6 +243,10 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory by number of blocks")
     parser.add_argument("--speed", action="store_true", help="time in forward passes")
     parser.add_argument("--json", action="store_true", help="ratios of --speed at 50 %% as JSON")
+    parser.add_argument(
+        "--method", action="append", choices=sorted({method for method, _ in CASES}),
+        help="of these alone; may be given more than once",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)
@@ -254,7 +263,8 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as root:
             if arguments.json:
-                print(json.dumps(speed(Path(root), shape, ["unstructured"])["unstructured"]))
+                found = speed(Path(root), shape, ["unstructured"], arguments.method)
+                print(json.dumps(found["unstructured"]))
                 return
             if arguments.memory or not arguments.speed:
                 memory(Path(root))
@@ -263,7 +273,7 @@ def main() -> None:
                     "pattern       method     order           forward passes   seconds",
                     file=sys.stderr,
                 )
-                speed(Path(root), shape, ["unstructured", "2:4"])
+                speed(Path(root), shape, ["unstructured", "2:4"], arguments.method)
 
 
 if __name__ == "__main__":

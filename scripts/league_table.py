@@ -9,15 +9,19 @@ goes beside the runs, as league.svg and league.png. Runs that are not done yet a
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spp_cli.reporting.figures import COLOURS, INK, MARKERS, Plot, save
+from spp_cli.reporting.figures import COLOURS, INK, Plot, save
 
 AMOUNTS = ("50 %", "60 %", "70 %", "75 %", "2:4", "4:8", "2:8")
+DRAWN = ("50 %", "2:4", "75 %")  # the others are in the tables
+_WIDTH = 5.0  # times the dense perplexity: what is drawn
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,20 @@ class Entry:
 
     way: str
     amount: str
-    pruned: Mapping[str, Any]  # the manifest
-    results: Mapping[str, Any]
+    pruned: Mapping[str, Any]  # the manifest of the prune stage
+    measured: Mapping[str, Any]  # the metrics of the eval stage
 
-    def measured(self, model: str, task: str, key: str) -> float:
-        """Return a number of ``model``, "dense", "prune" or "merge"."""
-        of_tasks = self.results["models"][model]["results"]
-        return float(next(found[key] for name, found in of_tasks.items() if task in name))
+    def metric(self, model: str, task: str) -> float:
+        """Return what a task found of ``model``, "dense", "prune" or "merge"."""
+        return float(next(v for name, v in self.measured[model].items() if name.startswith(task)))
 
     def perplexity(self, model: str) -> float:
-        return self.measured(model, "perplexity", "perplexity")
+        return self.metric(model, "perplexity@")
 
 
 def entry(folder: Path) -> Entry:
     pruned = json.loads((folder / "prune" / "manifest.json").read_bytes())
-    results = json.loads((folder / "eval" / "results.json").read_bytes())
+    measured = json.loads((folder / "eval" / "manifest.json").read_bytes())
     how = pruned["settings"]["prune"]
     parts = [how[key]["name"] for key in ("method", "refine", "recover", "allocation")]
     if how["method"].get("permute"):
@@ -48,7 +51,22 @@ def entry(folder: Path) -> Entry:
     way = " + ".join(part for part in parts if part not in ("none", "uniform"))
     pattern = how["pattern"]
     amount = f"{how['sparsity']:.0%}".replace("%", " %") if pattern == "unstructured" else pattern
-    return Entry(way, amount, pruned, results)
+    return Entry(way, amount, pruned, measured["metrics"])
+
+
+def ranked(entries: list[Entry]) -> list[Entry]:
+    """Return the entries by their ways: first that which is furthest below the mean of its columns.
+
+    A column is an amount, its mean that of the logarithms of the perplexities of the pruned models.
+    """
+    columns: dict[str, list[float]] = {}
+    for each in entries:
+        columns.setdefault(each.amount, []).append(math.log(each.perplexity("prune")))
+    ways: dict[str, list[float]] = {}
+    for each in entries:
+        above = math.log(each.perplexity("prune")) - statistics.mean(columns[each.amount])
+        ways.setdefault(each.way, []).append(above)
+    return sorted(entries, key=lambda each: (statistics.mean(ways[each.way]), each.way))
 
 
 def table(entries: list[Entry], cell: Callable[[Entry], str]) -> str:
@@ -63,49 +81,44 @@ def table(entries: list[Entry], cell: Callable[[Entry], str]) -> str:
 
 
 def plot(entries: list[Entry]) -> Plot:
-    """Return perplexity against sparsity, a line for each way to prune: before, and after."""
+    """Return a row for each way to prune, with perplexity pruned (ring) and finetuned (dot)."""
     ways = list(dict.fromkeys(each.way for each in entries))
-    sparse = [each for each in entries if each.amount.endswith("%")]
+    amounts = [at for at in DRAWN if any(each.amount == at for each in entries)]
     dense = entries[0].perplexity("dense")
+    most = _WIDTH * dense
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-        halves = figure.subplots(1, 2, sharey=True)
-        for axis, model, title in zip(
-            halves, ("prune", "merge"), ("pruned", "and finetuned"), strict=True
-        ):
-            axis.set(yscale="log", title=title, xlabel="sparsity, %")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_formatter(NullFormatter())
-            axis.set_yticks([20, 25, 30, 40, 60, 100, 200, 400])
+        row = figure.subplots(1, len(amounts), sharey=True, squeeze=False)[0]
+        row[0].set_yticks(range(len(ways)), ways)
+        row[0].invert_yaxis()
+        for axis, amount in zip(row, amounts, strict=True):
+            axis.set(xscale="log", xlim=(0.97 * dense, 1.05 * most), title=amount)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_xticks([20, 30, 50, 100], minor=False)
             axis.grid(axis="y")
-            axis.axhline(dense, color=INK, linestyle="--", linewidth=1)
-            for number, way in enumerate(ways):
-                found = sorted(
-                    (float(each.amount.split()[0]), each.perplexity(model))
-                    for each in sparse
-                    if each.way == way
-                )
-                if found:
-                    axis.plot(
-                        *zip(*found, strict=True),
-                        label=way if model == "prune" else None,
-                        color=COLOURS[number % len(COLOURS)],
-                        marker=MARKERS[number % len(MARKERS)],
+            axis.axvline(dense, color=INK, linestyle="--", linewidth=1)
+            for each in entries:
+                if each.amount == amount:
+                    at = ways.index(each.way)
+                    pruned, merged = (
+                        min(each.perplexity(model), most) for model in ("prune", "merge")
                     )
-        halves[0].set_ylabel("perplexity")
-        figure.legend(loc="outside lower left", ncols=3)
+                    axis.plot([pruned, merged], [at, at], color=INK, linewidth=1)
+                    beyond = ">" if pruned == most else "o"
+                    axis.plot(pruned, at, beyond, color=COLOURS[1], fillstyle="none")
+                    axis.plot(merged, at, "o", color=COLOURS[0])
+        row[len(row) // 2].set_xlabel("perplexity: pruned (ring), and finetuned (dot)")
 
-    size = (7.2, 3.4 + 0.2 * -(-len(ways) // 3))
-    return Plot("league", "The league", "The dashed line is the dense model.", draw, size)
+    caption = "The dashed line is the dense model; an arrowhead lies further out."
+    return Plot("league", "The league", caption, draw, (8.4, 1.2 + 0.24 * len(ways)))
 
 
 def main() -> None:
     root = Path(sys.argv[1])
-    done = [path.parents[1] for path in root.glob("*/eval/results.json")]
-    order = {run.name: run.stat().st_mtime for run in done}
-    entries = [entry(run) for run in sorted(done, key=lambda run: order[run.name])]
+    entries = ranked([entry(path.parents[1]) for path in root.glob("*/eval/manifest.json")])
     digests = {each.pruned["metrics"]["calibration"]["digest"] for each in entries
                if each.pruned["metrics"]["calibration"]}  # fmt: skip
     print(f"{len(entries)} runs, calibration {', '.join(sorted(digests))[:16]}\n")
@@ -117,7 +130,7 @@ def main() -> None:
         (
             "next-line, pruned → finetuned",
             lambda each: " → ".join(
-                f"{each.measured(model, 'next-line', 'acc'):.3f}" for model in ("prune", "merge")
+                f"{each.metric(model, 'next-line'):.3f}" for model in ("prune", "merge")
             ),
         ),
         (
