@@ -42,9 +42,14 @@ def region_of(source: ResidentModel) -> Region:
 
 
 def prune(
-    source: ResidentModel, method: PruningMethod, order: str, pattern: Pattern
+    source: ResidentModel,
+    method: PruningMethod,
+    order: str,
+    pattern: Pattern,
+    sequences: Tensor | None = None,
 ) -> dict[str, PrunedLayer]:
     """Prune all of a model as the engine does, in place; return its layers by name."""
+    sequences = tokens() if sequences is None else sequences
     linears = source.decoder.all_linears()
     recipe = Recipe(
         method,
@@ -54,7 +59,7 @@ def prune(
     )
     found = prune_blocks(
         source,
-        list(tokens().split(1)),
+        list(sequences.split(1)),
         linears,
         recipe,
         order=ORDERS[order](),

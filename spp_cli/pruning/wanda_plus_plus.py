@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -41,7 +41,9 @@ class WandaPlusPlus(PruningMethod):
         5, ge=0, description="Times that the block is pruned and learns before; 0: score alone"
     )
     samples: int = Field(32, ge=1, description="Sequences it learns from in an iteration")
-    learning_rate: float = Field(3e-7, gt=0, description="Of RMSprop in these steps")
+    learning_rate: float = Field(
+        3e-7, gt=0, description="Of RMSprop in these steps; a small model wants more"
+    )
 
     @property
     def sees_blocks(self) -> bool:
@@ -65,11 +67,14 @@ class WandaPlusPlus(PruningMethod):
         self, weight: Tensor, prepared: InputNorm | Gram, pattern: Pattern, seen: Tensor
     ) -> Pruned:
         """Choose what stays of ``weight``; ``seen`` is its G."""
-        keep = pattern.keep(self._scores(weight, prepared, seen), within="row")
+        scores = self._scores(weight, prepared, prepared.samples, seen)
+        keep = pattern.keep(scores, within="row")
         return Pruned(zeroed(weight, keep), keep)
 
-    def _scores(self, weight: Tensor, known: InputNorm | Gram, gradient: Tensor) -> Tensor:
-        norm = never_zero(known.norm()) * math.sqrt(known.samples)
+    def _scores(
+        self, weight: Tensor, known: InputNorm | Gram, samples: float, gradient: Tensor
+    ) -> Tensor:
+        norm = never_zero(known.norm()) * math.sqrt(samples)
         return weight.abs() * (self.scale * gradient + norm)
 
     def _optimize(
@@ -81,6 +86,7 @@ class WandaPlusPlus(PruningMethod):
         optimizer = torch.optim.RMSprop(weights.values(), lr=self.learning_rate)
         draw = torch.Generator().manual_seed(region.index)
         count = processes.agree_on_lowest(min(len(region), -(-self.samples // processes.count())))
+        share = count * processes.count() / region.batches
         for _ in range(self.iterations):
             numbers = torch.randperm(len(region), generator=draw)[:count].tolist()
             region.set(dense)
@@ -88,7 +94,10 @@ class WandaPlusPlus(PruningMethod):
             region.set(weights)
             for name, known in region.known(numbers, InputNorm).items():
                 if known is not None:  # an expert that none of these reaches learns from none
-                    scores = self._scores(weights[name], known[InputNorm], gradients[name])  # type: ignore[arg-type]
+                    some: Any = known[InputNorm]
+                    # The norm of all is estimated: against G it counts as it will in the end.
+                    samples = some.samples / share
+                    scores = self._scores(weights[name], some, samples, gradients[name])
                     keep = patterns[name].keep(scores, within="row")
                     weights[name].copy_(zeroed(weights[name], keep))
             for number, target in zip(numbers, targets, strict=True):

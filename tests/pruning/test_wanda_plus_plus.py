@@ -98,6 +98,19 @@ def test_steps_bring_the_pruned_block_nearer_to_the_dense_one(
     assert errors[1] < 0.98 * errors[0]
 
 
+def test_a_few_sequences_weigh_norms_against_gradients_as_all_do(tmp_path: Path) -> None:
+    alike = tokens()[:1].expand(6, -1)
+    how = {"scale": 30.0, "learning_rate": 1e-9}
+    one, none = (
+        prune(model_of("llama", tmp_path / name), method, "two-pass", HALF, alike)
+        for name, method in (
+            ("one", WandaPlusPlus(iterations=1, samples=1, **how)),
+            ("none", WandaPlusPlus(iterations=0, **how)),
+        )
+    )
+    assert all(torch.equal(one[name].keep, layer.keep) for name, layer in none.items())
+
+
 def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
     first, second = (
         prune(model_of("llama", tmp_path / name), WandaPlusPlus(samples=2), "two-pass", HALF)
