@@ -34,18 +34,32 @@ class Fingerprint:
     """Everything that decides a stage's result, and nothing else: no path, run name or device.
 
     ``settings`` are the sections that matter for the stage, nested as in the YAML; ``inputs`` are
-    digests by name, where an earlier stage of the run goes by the stage's name.
+    digests by name, where an earlier stage of the run goes by the stage's name. ``defaults`` are
+    the keys of ``settings``, each from the section down, that have their default value.
     """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     seed: int
     format: int = FORMAT
+    defaults: frozenset[tuple[str, ...]] = frozenset()
+
+    def record(self) -> dict[str, Any]:
+        """Return what is kept of it on the disk: all that decides."""
+        return {name: value for name, value in vars(self).items() if name != "defaults"}
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the canonical JSON of all fields."""
-        return sha256(canonical_json(vars(self)))
+        """SHA-256, in hex, of the canonical JSON of ``record``."""
+        return sha256(canonical_json(self.record()))
+
+    def is_met_by(self, old: Fingerprint) -> bool:
+        """Whether what was made from ``old`` is what this one asks for.
+
+        ``old`` may be of an earlier version of spp, and lack settings that have been added since:
+        it was made as they are by default.
+        """
+        return not differences(old, self) and not changed_inputs(old, self)
 
 
 class Manifest(BaseModel):
@@ -93,7 +107,10 @@ class Difference:
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[Difference]:
-    """Return every setting that is not the same, the seed included; inputs are not compared."""
+    """Return every setting that is not the same, the seed included; inputs are not compared.
+
+    One that ``old`` lacks is the same if ``new`` has its default.
+    """
     found = [
         Difference(name, before, after)
         for name, before, after in (
@@ -102,9 +119,11 @@ def differences(old: Fingerprint, new: Fingerprint) -> list[Difference]:
         )
         if before != after
     ]
-    before, after = _leaves(old.settings), _leaves(new.settings)
+    before, after = leaves(old.settings), leaves(new.settings)
     for keys in dict.fromkeys([*before, *after]):
         was, becomes = before.get(keys, NOT_SET), after.get(keys, NOT_SET)
+        if was is NOT_SET and keys in new.defaults:
+            continue
         if NOT_SET in (was, becomes) or canonical_json(was) != canonical_json(becomes):
             found.append(Difference(".".join(keys), was, becomes))
     return found
@@ -123,14 +142,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 
-def _leaves(settings: Any, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def leaves(settings: Any, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Return the values below the sections by their keys; an empty section counts as a value."""
     if not isinstance(settings, Mapping) or (keys and not settings):
         return {keys: settings}
-    leaves: dict[tuple[str, ...], Any] = {}
+    found: dict[tuple[str, ...], Any] = {}
     for key, value in settings.items():
-        leaves |= _leaves(value, (*keys, str(key)))
-    return leaves
+        found |= leaves(value, (*keys, str(key)))
+    return found
 
 
 def _text(value: Any) -> str:

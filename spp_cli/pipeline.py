@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from spp_cli.fingerprint import (
     Manifest,
     folder_digest,
     full_disk_errors,
+    leaves,
     listing_digest,
 )
 from spp_cli.memory import peak_memory
@@ -32,6 +33,7 @@ __all__ = [
     "find_lr",
     "preview",
     "run_stages",
+    "settings_fingerprint",
     "stage_settings",
     "up_to_date",
 ]
@@ -193,7 +195,7 @@ def up_to_date(stages: Sequence[str], config: SppConfig, *, run: str) -> bool:
     try:
         return all(
             manifest
-            and manifest.fingerprint == _work(stage, config, workspace, handle).fingerprint.digest
+            and _work(stage, config, workspace, handle).fingerprint.is_met_by(manifest.made_from())
             for stage, manifest in manifests.items()
         )
     except SppError:
@@ -224,11 +226,14 @@ def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Wor
     inputs = _inputs(stage, config, digests, demo, workspace.digest_cache)
     if "finetune" in digests and stage == "eval":
         digests["finetune"] = f"{digests['prune']}+{digests['finetune']}"
-    settings = stage_settings(stage, config)
+    fingerprint = settings_fingerprint(stage, config, inputs)
     if stage == "prune":
         # Another dense model is another run, not a stale one: refused like any other setting.
-        settings["model"] = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
-    return _Work(model, demo, folders, digests, Fingerprint(settings, inputs, config.seed))
+        model_used = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
+        fingerprint = replace(
+            fingerprint, settings={**fingerprint.settings, "model": model_used}, inputs=inputs
+        )
+    return _Work(model, demo, folders, digests, fingerprint)
 
 
 def _run_stage(
@@ -316,6 +321,22 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
         # The first glob that matches counts: here the order of keys decides, and must be seen.
         settings["allocation"] = [list(item) for item in settings["allocation"].items()]
     return {stage: settings}
+
+
+def settings_fingerprint(stage: str, config: SppConfig, inputs: Mapping[str, str]) -> Fingerprint:
+    """Return what decides the stage's result; it knows which settings are at their defaults."""
+    settings = stage_settings(stage, config)
+    chosen = leaves({stage: config.model_dump(mode="json", exclude_defaults=True).get(stage, {})})
+    values, usual = leaves(settings), leaves(stage_settings(stage, SppConfig()))
+
+    def is_default(keys: tuple[str, ...]) -> bool:
+        # The name of a method is the default of its own class, and yet it has been chosen.
+        if keys[-1] == "name" and values[keys] != usual.get(keys):
+            return False
+        return all(other[: len(keys)] != keys for other in chosen)
+
+    defaults = frozenset(filter(is_default, values))
+    return Fingerprint(settings, inputs, config.seed, defaults=defaults)
 
 
 def _inputs(

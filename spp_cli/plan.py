@@ -13,13 +13,13 @@ import torch
 
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import resolve_length
-from spp_cli.fingerprint import FORMAT, Difference, Fingerprint, differences
+from spp_cli.fingerprint import Difference, Fingerprint, differences
 from spp_cli.memory import peak_memory
 from spp_cli.models.activations import choose_offload
 from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
-from spp_cli.pipeline import stage_settings
+from spp_cli.pipeline import settings_fingerprint
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
 from spp_cli.pruning.orders import choose_order
@@ -209,5 +209,5 @@ def changed_settings(run: Run, stage: str, config: SppConfig) -> list[Difference
         return []
     old = manifest.made_from()
     known = {name: old.settings[name] for name in old.settings if name != "model"}
-    new = Fingerprint(stage_settings(stage, config), {}, config.seed, FORMAT)
+    new = settings_fingerprint(stage, config, {})
     return differences(Fingerprint(known, {}, old.seed, old.format), new)

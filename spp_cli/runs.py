@@ -19,6 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import (
     Fingerprint,
@@ -216,13 +218,14 @@ class Run:
         assert self._locked
         if not force:
             done = self.manifest(stage)
-            if done and done.fingerprint == fingerprint.digest:
+            if done and fingerprint.is_met_by(done.made_from()):
                 return None
             # An evaluation adds to what is there, so it has no settings to lose.
             if done and stage != "eval":
                 self._refuse_other_settings(stage, done.made_from(), fingerprint)
         partial = partial_of(self.folder / stage)
-        resumes = not force and self._begun(stage) == fingerprint.digest
+        begun = None if force else self._begun(stage)
+        resumes = begun is not None and fingerprint.is_met_by(begun)
         with disk_errors(partial):
             if not resumes:
                 # First its mark, so that a kill in between leaves nothing that looks resumable.
@@ -232,7 +235,7 @@ class Run:
                 partial.mkdir()
             try:
                 write_text(partial / CONFIG, config_yaml)
-                write_json(partial / FINGERPRINT, vars(fingerprint))
+                write_json(partial / FINGERPRINT, fingerprint.record())
             except WorkspaceError:
                 if not resumes:
                     remove(partial)
@@ -247,13 +250,12 @@ class Run:
                 "Add --force to replace it, or --run NAME to keep both"
             )
 
-    def _begun(self, stage: str) -> str | None:
-        """Return the fingerprint's digest of a stage in progress; None if none can go on."""
-        try:
-            begun = json.loads((partial_of(self.folder / stage) / FINGERPRINT).read_bytes())
-            return Fingerprint(**begun).digest
-        except (OSError, ValueError, TypeError):
-            return None
+    def _begun(self, stage: str) -> Fingerprint | None:
+        """Return what a stage in progress was begun with; None if none can go on."""
+        record = partial_of(self.folder / stage) / FINGERPRINT
+        with suppress(OSError, ValueError):
+            return TypeAdapter(Fingerprint).validate_json(record.read_bytes())
+        return None
 
     def abandon(self, stage: str, *, for_good: bool = False) -> None:
         """Remove a stage in progress, within ``lock``, that failed before it had done any work.
@@ -278,7 +280,7 @@ class Run:
         assert self._locked
         partial, source = partial_of(self.folder / stage), lender.folder / stage
         lent = lender.intact_manifest(stage)
-        if lent is None or lent.fingerprint != fingerprint.digest:
+        if lent is None or not fingerprint.is_met_by(lent.made_from()):
             return None
         with disk_errors(partial):
             # First its mark: to go on with linked files would be to write into the lender's.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spp_cli.fingerprint import (
     differences,
     file_digest,
     folder_digest,
+    leaves,
     versions,
     write_json,
     write_text,
@@ -71,7 +73,7 @@ def test_the_order_of_keys_does_not_matter(made: Fingerprint) -> None:
 
 @given(FINGERPRINTS)
 def test_a_fingerprint_survives_the_way_through_json(made: Fingerprint) -> None:
-    assert Fingerprint(**json.loads(json.dumps(vars(made)))).digest == made.digest
+    assert Fingerprint(**json.loads(json.dumps(made.record()))).digest == made.digest
 
 
 def test_a_tuple_and_a_list_are_the_same_setting() -> None:
@@ -105,6 +107,31 @@ def test_any_changed_input_changes_the_digest_and_is_named(made: Fingerprint, ne
     assert changed.digest != made.digest
     assert changed_inputs(made, changed) == ["model"]
     assert not differences(made, changed)
+
+
+def nested(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return the settings whose ``leaves`` these are."""
+    settings: dict[str, Any] = {}
+    for (*sections, last), value in values.items():
+        section = settings
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[last] = value
+    return settings
+
+
+@given(FINGERPRINTS, st.data())
+def test_a_setting_that_was_not_there_yet_is_taken_for_its_default(
+    made: Fingerprint, data: st.DataObject
+) -> None:
+    values = leaves(made.settings)
+    assume(values)
+    new = data.draw(st.sampled_from(sorted(values)))
+    old = replace(made, settings=nested({k: v for k, v in values.items() if k != new}))
+    assert not made.is_met_by(old)
+    assert replace(made, defaults=frozenset([new])).is_met_by(old)
+    # The other way round it is one that is no longer there, and nobody knows what it did.
+    assert not replace(old, defaults=frozenset([new])).is_met_by(made)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,16 @@ def test_what_is_up_to_date_is_skipped():
     assert reporter.opened == []
 
 
+def test_what_an_earlier_version_made_without_a_setting_has_its_default():
+    record = Path("workspace/r/prune/manifest.json")
+    manifest = json.loads(record.read_bytes())
+    del manifest["settings"]["prune"]["recover"]
+    record.write_text(json.dumps({**manifest, "fingerprint": "of then"}))
+    assert skipped(run()) == list(STAGES)
+    with pytest.raises(WorkspaceError, match=r"prune\.recover\.name: not set → least-squares"):
+        run("prune", changes={"prune.recover": "least-squares"})
+
+
 def test_force_makes_anew_and_the_same_settings_give_the_same_bytes():
     before = {stage: digest(stage) for stage in STAGES}
     assert skipped(run(force=True)) == []
