@@ -141,10 +141,11 @@ def prune_blocks(
             block, is_last = source.load(index, device), index + 1 == blocks
             chosen = of_block[index]
             if index >= done:
-                seen: Mapping[str, Any] = {}
+                seen = _Seen()
                 if calls and recipe.method.sees_blocks:
                     region = Region(block, index, chosen, calls)
-                    seen = recipe.method.see_block(region, recipe.patterns)
+                    of_linear = recipe.method.see_block(region, recipe.patterns)
+                    seen = _Seen(of_linear, region.dense)
                 rounds: Iterable[Round] = [[([linear], None) for linear in chosen]]
                 if isinstance(order, SavedStatistics):
                     rounds = order.rounds(index, chosen, kinds, device)
@@ -173,12 +174,22 @@ def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a method that looks at blocks saw of one, and the dense weights that it moved.
+
+    Both by linear; empty for all other methods.
+    """
+
+    of_linear: Mapping[str, Any] = field(default_factory=dict)
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def _prune_round(
-    groups: Round, recipe: Recipe, seen: Mapping[str, Any], reporter: Reporter, progress: Task
+    groups: Round, recipe: Recipe, seen: _Seen, reporter: Reporter, progress: Task
 ) -> list[PrunedLayer]:
     """Prune, in place, the linears of groups that are ready together.
 
-    ``seen`` is what the method saw of the block as a whole, by linear, if it looks at it.
     Several processes take turns, so that each solves its share of the groups for all.
     """
     owners = [number % processes.count() for number in range(len(groups))]
@@ -230,7 +241,7 @@ def _exchanged(
 
 
 def _prune_group(
-    linears: Sequence[Linear], known: Known | None, recipe: Recipe, seen: Mapping[str, Any]
+    linears: Sequence[Linear], known: Known | None, recipe: Recipe, seen: _Seen
 ) -> list[PrunedLayer]:
     """Prune, in place, linears that read one input."""
     method, refinement, recovery = recipe.method, recipe.refinement, recipe.recovery
@@ -247,9 +258,9 @@ def _prune_group(
             )
     patterns = [recipe.patterns[linear.name] for linear in linears]
     prepared = known.prepare(method, names) if known else None
-    if known and all(linear.name in seen for linear in linears):
+    if known and all(linear.name in seen.of_linear for linear in linears):
         results = [
-            method.prune_seen(weight, prepared, pattern, seen[linear.name])
+            method.prune_seen(weight, prepared, pattern, seen.of_linear[linear.name])
             for linear, weight, pattern in zip(linears, weights, patterns, strict=True)
         ]
     else:
@@ -257,14 +268,15 @@ def _prune_group(
     statistic = known.of(refinement) if known else None
     layers = []
     for linear, weight, pattern, pruned in zip(linears, weights, patterns, results, strict=True):
-        refined = refinement.apply(weight, pruned, statistic, pattern)
+        dense = seen.dense.get(linear.name, weight).float()
+        refined = refinement.apply(dense, pruned, statistic, pattern)
         if known and recovery.statistic:
-            refined = _recovered(recovery, weight, refined, known, linear.name)
+            refined = _recovered(recovery, dense, refined, known, linear.name)
         if not _is_finite(refined.weight):
             raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
         assert torch.equal(zeroed(refined.weight, refined.keep), refined.weight), linear.name
         stored = refined.weight.to(recipe.stored_dtype(linear.name))
-        error = {"output_error": output_error(weight, stored, known or ())}
+        error = {"output_error": output_error(dense, stored, known or ())}
         linear.weight.copy_(stored)  # after the last use of the dense weight: they may be one
         figures = {**refined.record, **record, **error}
         layers.append(PrunedLayer(linear, stored.cpu(), refined.keep.cpu(), figures))

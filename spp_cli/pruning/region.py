@@ -24,6 +24,7 @@ class Region:
     """The ``index``-th block, its ``linears``, and the batches of sequences that come to it.
 
     Of several processes each has sequences of its own; what is summed here is summed over all.
+    ``dense`` are the weights by linear that ``set`` has put others in the place of, if it has.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Region:
     ) -> None:
         self.index = index
         self.linears = linears
+        self.dense: Mapping[str, Tensor] = {}
         self._block = block
         self._calls = calls
 
@@ -136,6 +138,8 @@ class Region:
 
     def set(self, weights: Mapping[str, Tensor]) -> None:
         """Give the linears other weights by name, rounded to the type that the block has."""
+        if not self.dense:
+            self.dense = {linear.name: linear.weight.clone() for linear in self.linears}
         for linear in self.linears:
             linear.weight.copy_(weights[linear.name])
 

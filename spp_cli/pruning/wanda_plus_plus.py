@@ -81,15 +81,17 @@ class WandaPlusPlus(PruningMethod):
         self, region: Region, patterns: Mapping[str, Pattern], gradients: Mapping[str, Tensor]
     ) -> None:
         """Prune and move the block's weights in turns, towards the outputs of the dense block."""
-        dense = {linear.name: linear.weight.float() for linear in region.linears}
-        weights = {name: weight.clone() for name, weight in dense.items()}
+        weights = {
+            linear.name: linear.weight.to(torch.float32, copy=True) for linear in region.linears
+        }
+        region.set(weights)
         optimizer = torch.optim.RMSprop(weights.values(), lr=self.learning_rate)
         draw = torch.Generator().manual_seed(region.index)
         count = processes.agree_on_lowest(min(len(region), -(-self.samples // processes.count())))
         share = count * processes.count() / region.batches
         for _ in range(self.iterations):
             numbers = torch.randperm(len(region), generator=draw)[:count].tolist()
-            region.set(dense)
+            region.set(region.dense)
             targets = [region.output(number).cpu() for number in numbers]
             region.set(weights)
             for name, known in region.known(numbers, InputNorm).items():

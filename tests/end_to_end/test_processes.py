@@ -65,7 +65,7 @@ def test_two_processes_prune_as_one_does(how, tmp_path):
     ("how", "key", "within"),
     [
         (("--method", "sparsegpt", "--order", "two-pass"), "loss", 0.01),
-        (("--method", "fista", "--order", "one-pass"), "output_error", 0.01),
+        (("--method", "fista", "--order", "one-pass"), "output_error", 0.05),
         # each process draws from sequences of its own what a block learns from
         (("--method", "wanda++"), "output_error", 0.05),
     ],
@@ -73,7 +73,7 @@ def test_two_processes_prune_as_one_does(how, tmp_path):
 )
 def test_two_processes_make_a_model_as_good_as_one_does(how, key, within, tmp_path):
     # Not compared weight by weight: one near tie that turns changes the weights of all columns
-    # behind it.
+    # behind it, or the penalty that FISTAPruner settles on.
     losses = []
     for run, launch in (("two", LAUNCH), ("one", ())):
         done = spp(

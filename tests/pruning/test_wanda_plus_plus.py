@@ -81,7 +81,7 @@ def test_steps_bring_the_pruned_block_nearer_to_the_dense_one(
     pattern: Pattern, tmp_path: Path
 ) -> None:
     errors = []
-    for iterations in (0, 8):
+    for iterations in (0, 1, 8):
         source = model_of("llama", tmp_path / str(iterations))
         region = region_of(source)
         with torch.no_grad():
@@ -96,6 +96,7 @@ def test_steps_bring_the_pruned_block_nearer_to_the_dense_one(
                 sum((region.output(n) - target).norm() for n, target in enumerate(targets))
             )
     assert errors[1] < 0.98 * errors[0]
+    assert errors[2] < 0.9 * errors[1]
 
 
 def test_a_few_sequences_weigh_norms_against_gradients_as_all_do(tmp_path: Path) -> None:
@@ -108,7 +109,10 @@ def test_a_few_sequences_weigh_norms_against_gradients_as_all_do(tmp_path: Path)
             ("none", WandaPlusPlus(iterations=0, **how)),
         )
     )
-    assert all(torch.equal(one[name].keep, layer.keep) for name, layer in none.items())
+    for name, layer in none.items():
+        assert torch.equal(one[name].keep, layer.keep)
+        # What is lost is measured against the dense weights, not against those that were moved.
+        assert one[name].record["output_error"] > 0.5 * layer.record["output_error"] > 0.01
 
 
 def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
