@@ -22,6 +22,7 @@ from spp_cli.reporting.figures import COLOURS, INK, Plot, save
 AMOUNTS = ("50 %", "60 %", "70 %", "75 %", "2:4", "4:8", "2:8")
 DRAWN = ("50 %", "2:4", "75 %")  # the others are in the tables
 _WIDTH = 5.0  # times the dense perplexity: what is drawn
+_TICKS = (20, 22, 25, 30, 35, 40, 50, 70, 100)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,6 @@ def plot(entries: list[Entry]) -> Plot:
     ways = list(dict.fromkeys(each.way for each in entries))
     amounts = [at for at in DRAWN if any(each.amount == at for each in entries)]
     dense = entries[0].perplexity("dense")
-    most = _WIDTH * dense
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -94,22 +94,27 @@ def plot(entries: list[Entry]) -> Plot:
         row[0].set_yticks(range(len(ways)), ways)
         row[0].invert_yaxis()
         for axis, amount in zip(row, amounts, strict=True):
-            axis.set(xscale="log", xlim=(0.97 * dense, 1.05 * most), title=amount)
+            here = [each for each in entries if each.amount == amount]
+            most = min(_WIDTH * dense, max(each.perplexity("prune") for each in here))
+            axis.set(xscale="log", xlim=(0.98 * dense, 1.03 * most), title=amount)
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_xticks([20, 30, 50, 100], minor=False)
+            axis.set_xticks(
+                [at for at in _TICKS if at < most and (most < 2 * dense or at % 10 == 0)]
+            )
+            axis.set_xticks([], minor=True)
             axis.grid(axis="y")
             axis.axvline(dense, color=INK, linestyle="--", linewidth=1)
-            for each in entries:
-                if each.amount == amount:
-                    at = ways.index(each.way)
-                    pruned, merged = (
-                        min(each.perplexity(model), most) for model in ("prune", "merge")
-                    )
-                    axis.plot([pruned, merged], [at, at], color=INK, linewidth=1)
-                    beyond = ">" if pruned == most else "o"
-                    axis.plot(pruned, at, beyond, color=COLOURS[1], fillstyle="none")
-                    axis.plot(merged, at, "o", color=COLOURS[0])
+            for each in here:
+                at = ways.index(each.way)
+                pruned, merged = each.perplexity("prune"), each.perplexity("merge")
+                axis.plot([min(merged, most), min(pruned, most)], [at, at], color=INK, linewidth=1)
+                for value, colour, filled in (
+                    (pruned, COLOURS[1], "none"),
+                    (merged, COLOURS[0], "full"),
+                ):
+                    marker = "o" if value <= most else ">"
+                    axis.plot(min(value, most), at, marker, color=colour, fillstyle=filled)
         row[len(row) // 2].set_xlabel("perplexity: pruned (ring), and finetuned (dot)")
 
     caption = "The dashed line is the dense model; an arrowhead lies further out."
@@ -134,9 +139,9 @@ def main() -> None:
             ),
         ),
         (
-            "Seconds to prune, peak MiB",
+            "Time to prune, peak memory",
             lambda each: (
-                f"{each.pruned['seconds']:.0f} s, {each.pruned['peak_memory_bytes'] / 2**20:.0f}"
+                f"{each.pruned['seconds']:.0f} s, {each.pruned['peak_memory_bytes'] / 2**20:.0f} MiB"
             ),
         ),
     ):
