@@ -34,6 +34,11 @@ class Entry:
     pruned: Mapping[str, Any]  # the manifest of the prune stage
     measured: Mapping[str, Any]  # the metrics of the eval stage
 
+    @property
+    def peak_memory(self) -> int:
+        """Peak memory of the process that pruned, in bytes."""
+        return int(self.pruned["peak_memory_bytes"])
+
     def metric(self, model: str, task: str) -> float:
         """Return what a task found of ``model``, "dense", "prune" or "merge"."""
         return float(next(v for name, v in self.measured[model].items() if name.startswith(task)))
@@ -140,9 +145,7 @@ def main() -> None:
         ),
         (
             "Time to prune, peak memory",
-            lambda each: (
-                f"{each.pruned['seconds']:.0f} s, {each.pruned['peak_memory_bytes'] / 2**20:.0f} MiB"
-            ),
+            lambda each: f"{each.pruned['seconds']:.0f} s, {each.peak_memory / 2**20:.0f} MiB",
         ),
     ):
         print(f"{title}:\n\n{table(entries, cell)}\n")
