@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make_base_and_text
@@ -75,8 +77,8 @@ def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def wait_for(pattern: str, process: subprocess.Popen[str]) -> None:
-    while not list(Path("workspace").glob(pattern)):
+def wait_for(begun: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    while not begun():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
 
@@ -106,13 +108,13 @@ def test_killed_interrupted_and_with_a_point_that_fails_it_ends_in_what_single_r
     assert not Path("workspace").exists()
 
     process = start()
-    wait_for("magnitude-spp/finetune.partial", process)
+    wait_for(Path("workspace/magnitude-spp/finetune.partial").exists, process)
     process.kill()
     process.communicate()
     assert stops_soon()
 
     process = start()
-    wait_for("wanda-*/*.partial", process)
+    wait_for(at_work, process)  # not for files, which the first process may have left
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
@@ -181,7 +183,7 @@ def test_a_layer_that_does_not_suit_a_pattern_is_told_before_any_point_runs():
 
 def test_a_sweep_that_is_running_is_not_started_again():
     process = start()
-    wait_for(".sweeps/many/magnitude-none.yaml", process)
+    wait_for(Path("workspace/.sweeps/many/magnitude-none.yaml").exists, process)
     second = sweep()
     process.send_signal(signal.SIGINT)
     process.communicate()
