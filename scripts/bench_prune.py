@@ -244,9 +244,11 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="time in forward passes")
     parser.add_argument("--json", action="store_true", help="ratios of --speed at 50 %% as JSON")
     parser.add_argument(
-        "--method", action="append", choices=sorted({method for method, _ in CASES}),
+        "--method",
+        action="append",
+        choices=sorted({method for method, _ in CASES}),
         help="of these alone; may be given more than once",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)

@@ -226,13 +226,12 @@ def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Wor
     inputs = _inputs(stage, config, digests, demo, workspace.digest_cache)
     if "finetune" in digests and stage == "eval":
         digests["finetune"] = f"{digests['prune']}+{digests['finetune']}"
-    fingerprint = settings_fingerprint(stage, config, inputs)
+    more: dict[str, Any] = {}
     if stage == "prune":
         # Another dense model is another run, not a stale one: refused like any other setting.
-        model_used = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
-        fingerprint = replace(
-            fingerprint, settings={**fingerprint.settings, "model": model_used}, inputs=inputs
-        )
+        more["model"] = {"digest": inputs.pop("model")[:16], "dtype": config.model.dtype}
+    fingerprint = settings_fingerprint(stage, config, inputs)
+    fingerprint = replace(fingerprint, settings={**fingerprint.settings, **more})
     return _Work(model, demo, folders, digests, fingerprint)
 
 

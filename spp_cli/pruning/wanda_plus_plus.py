@@ -84,7 +84,7 @@ class WandaPlusPlus(PruningMethod):
         weights = {
             linear.name: linear.weight.to(torch.float32, copy=True) for linear in region.linears
         }
-        region.set(weights)
+        region.set(weights)  # they are equal still: from here on region.dense has the dense ones
         optimizer = torch.optim.RMSprop(weights.values(), lr=self.learning_rate)
         draw = torch.Generator().manual_seed(region.index)
         count = processes.agree_on_lowest(min(len(region), -(-self.samples // processes.count())))
