@@ -18,7 +18,8 @@ from spp_cli.pruning.engine import PrunedLayer, Recipe, prune_blocks
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import ORDERS
 from spp_cli.pruning.region import Region
-from spp_cli.refining.refinement import NoRefinement
+from spp_cli.recovering.recovery import NoRecovery, Recovery
+from spp_cli.refining.refinement import NoRefinement, Refinement
 from spp_cli.sparsity.patterns import Pattern
 
 CPU = torch.device("cpu")
@@ -47,15 +48,18 @@ def prune(
     order: str,
     pattern: Pattern,
     sequences: Tensor | None = None,
+    refinement: Refinement | None = None,
+    recovery: Recovery | None = None,
 ) -> dict[str, PrunedLayer]:
     """Prune all of a model as the engine does, in place; return its layers by name."""
     sequences = tokens() if sequences is None else sequences
     linears = source.decoder.all_linears()
     recipe = Recipe(
         method,
-        NoRefinement(),
+        refinement or NoRefinement(),
         {linear.name: pattern for linear in linears},
         stored_dtype=lambda _: torch.float32,
+        recovery=recovery or NoRecovery(),
     )
     found = prune_blocks(
         source,

@@ -24,7 +24,7 @@ class Region:
     """The ``index``-th block, its ``linears``, and the batches of sequences that come to it.
 
     Of several processes each has sequences of its own; what is summed here is summed over all.
-    ``dense`` are the weights by linear that ``set`` has put others in the place of, if it has.
+    ``dense`` are the weights by linear that ``keep_dense`` has set aside, if it was called.
     """
 
     def __init__(
@@ -136,10 +136,12 @@ class Region:
                 hook.remove()
         return seen
 
+    def keep_dense(self) -> None:
+        """Set the weights aside, as ``dense``, for all that comes after a method has moved them."""
+        self.dense = {linear.name: linear.weight.clone() for linear in self.linears}
+
     def set(self, weights: Mapping[str, Tensor]) -> None:
         """Give the linears other weights by name, rounded to the type that the block has."""
-        if not self.dense:
-            self.dense = {linear.name: linear.weight.clone() for linear in self.linears}
         for linear in self.linears:
             linear.weight.copy_(weights[linear.name])
 

@@ -81,10 +81,10 @@ class WandaPlusPlus(PruningMethod):
         self, region: Region, patterns: Mapping[str, Pattern], gradients: Mapping[str, Tensor]
     ) -> None:
         """Prune and move the block's weights in turns, towards the outputs of the dense block."""
+        region.keep_dense()
         weights = {
             linear.name: linear.weight.to(torch.float32, copy=True) for linear in region.linears
         }
-        region.set(weights)  # they are equal still: from here on region.dense has the dense ones
         optimizer = torch.optim.RMSprop(weights.values(), lr=self.learning_rate)
         draw = torch.Generator().manual_seed(region.index)
         count = processes.agree_on_lowest(min(len(region), -(-self.samples // processes.count())))

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from block_cases import model_of, prune, region_of, tokens
 from torch import Tensor
 
+from spp_cli.models.streaming import ResidentModel
+from spp_cli.pruning.engine import PrunedLayer
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.pruning.wanda_plus_plus import WandaPlusPlus
+from spp_cli.recovering.least_squares import LeastSquares
+from spp_cli.refining.dsnot import DSnoT
 from spp_cli.sparsity.patterns import NofM, Pattern, Unstructured
 
 HALF, TWO_OF_FOUR = Unstructured(0.5), NofM(2, 4)
+
+
+def _inputs(source: ResidentModel) -> dict[str, Tensor]:
+    """Return what comes to the linears of the first block: (tokens, in_features) each."""
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        linear.module.register_forward_pre_hook(
+            lambda module, args, name=linear.name: inputs.update({name: args[0].flatten(0, 1)})
+        )
+        for linear in source.decoder.linears(0)
+    ]
+    with torch.no_grad():
+        source.model(tokens())
+    for hook in hooks:
+        hook.remove()
+    return inputs
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
@@ -47,19 +68,10 @@ def test_the_score_adds_the_gradient_to_the_norm_over_all_tokens(tmp_path: Path)
     dense = {linear.name: linear.weight.clone() for linear in region.linears}
     method = WandaPlusPlus(iterations=0, scale=7.0)
     gradients = method.see_block(region, {})
-    inputs: dict[str, list[Tensor]] = {name: [] for name in dense}
-    hooks = [
-        linear.module.register_forward_pre_hook(
-            lambda module, args, name=linear.name: inputs[name].append(args[0].flatten(0, 1))
-        )
-        for linear in region.linears
-    ]
-    source.model(tokens())
-    for hook in hooks:
-        hook.remove()
+    inputs = _inputs(source)
     layers = prune(source, method, "two-pass", HALF)
     for name, weight in dense.items():
-        norm = torch.cat(inputs[name]).norm(dim=0)
+        norm = inputs[name].norm(dim=0)
         scores = (7.0 * gradients[name] + norm) * weight.abs()
         keep = layers[name].keep
         kept, gone = scores.masked_fill(~keep, torch.inf), scores.masked_fill(keep, 0)
@@ -113,6 +125,45 @@ def test_a_few_sequences_weigh_norms_against_gradients_as_all_do(tmp_path: Path)
         assert torch.equal(one[name].keep, layer.keep)
         # What is lost is measured against the dense weights, not against those that were moved.
         assert one[name].record["output_error"] > 0.5 * layer.record["output_error"] > 0.01
+
+
+MOVED = WandaPlusPlus(iterations=2, samples=6, learning_rate=1e-3)
+
+
+def _first_block(folder: Path, **then: Any) -> dict[str, PrunedLayer]:
+    """Return the layers of the first block, whose inputs are the same whatever comes after."""
+    source = model_of("llama", folder)
+    layers = prune(source, MOVED, "two-pass", HALF, **then)
+    return {linear.name: layers[linear.name] for linear in source.decoder.linears(0)}
+
+
+def test_what_is_fitted_after_it_is_fitted_to_the_dense_weights(tmp_path: Path) -> None:
+    source = model_of("llama", tmp_path / "dense")
+    inputs = _inputs(source)
+    moved = _first_block(tmp_path / "moved")
+    fitted = _first_block(tmp_path / "fitted", recovery=LeastSquares())
+    for linear in source.decoder.linears(0):
+        errors = [
+            torch.linalg.vector_norm(
+                (how[linear.name].weight - linear.weight) @ inputs[linear.name].T
+            )
+            for how in (moved, fitted)
+        ]
+        assert torch.equal(fitted[linear.name].keep, moved[linear.name].keep)
+        assert errors[1] < 0.95 * errors[0]
+
+
+def test_weights_that_dsnot_takes_back_after_it_are_the_dense_ones(tmp_path: Path) -> None:
+    linears = model_of("llama", tmp_path / "dense").decoder.linears(0)
+    dense = {linear.name: linear.weight for linear in linears}
+    alone = _first_block(tmp_path / "alone")
+    refined = _first_block(tmp_path / "refined", refinement=DSnoT())
+    back = 0
+    for name, layer in alone.items():
+        grown = refined[name].keep & ~layer.keep
+        assert torch.equal(refined[name].weight[grown], dense[name][grown])
+        back += int(grown.sum())
+    assert back
 
 
 def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
