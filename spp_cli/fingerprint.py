@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from spp_cli import __version__
 from spp_cli.errors import WorkspaceError
 
-FORMAT = 1  # raised when the same settings and inputs come to mean another result
+FORMAT = 2  # raised when the same settings and inputs come to mean another result
 UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
 NOT_SET = object()  # in place of a value that one of two does not have

@@ -30,9 +30,10 @@ def tokens() -> Tensor:
     return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(0))
 
 
-def model_of(family: str, folder: Path) -> ResidentModel:
+def model_of(family: str, folder: Path, **changes: object) -> ResidentModel:
     """Return a tiny random model in float32."""
-    return ResidentModel(load_model(Checkpoint(make_model(family, folder)), dtype=torch.float32))
+    stored = Checkpoint(make_model(family, folder, **changes))
+    return ResidentModel(load_model(stored, dtype=torch.float32))
 
 
 @torch.no_grad()
@@ -50,10 +51,11 @@ def prune(
     sequences: Tensor | None = None,
     refinement: Refinement | None = None,
     recovery: Recovery | None = None,
+    only: str = "",
 ) -> dict[str, PrunedLayer]:
-    """Prune all of a model as the engine does, in place; return its layers by name."""
+    """Prune, in place, the layers whose names have ``only`` in them; return them by name."""
     sequences = tokens() if sequences is None else sequences
-    linears = source.decoder.all_linears()
+    linears = [linear for linear in source.decoder.all_linears() if only in linear.name]
     recipe = Recipe(
         method,
         refinement or NoRefinement(),

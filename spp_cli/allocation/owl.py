@@ -25,7 +25,8 @@ class OWL(Allocation):
 
     All linears of a block lose the same share. The percentages of outliers, rescaled to a width of
     2 · ``width``, are added to the share that stays. What leaves the range of possible ratios is
-    clipped, and the mean over blocks restored, here weighted by their sizes.
+    clipped, and the mean over blocks restored, here weighted by their sizes. A block that no text
+    reaches loses the share asked for.
     """
 
     reads_text: ClassVar[bool] = True
@@ -40,13 +41,17 @@ class OWL(Allocation):
     )
 
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
-        """Return of each block, by its path, how many of 100 scores are outliers."""
+        """Return of each block, by its path, how many of 100 scores are outliers.
+
+        Blocks that no text reaches are left out.
+        """
         return {
             path: outlier_percentage(
                 [(linear.name, linear.weight, norm.norm()) for linear, norm in scored],
                 self.multiple,
             )
             for path, scored in dense.statistics(linears, InputNorm)
+            if scored
         }
 
     def allocate(
@@ -58,11 +63,9 @@ class OWL(Allocation):
         }
         sizes = [sum(linear.weight.numel() for linear in inside) for inside in blocks.values()]
         shares = self.ratios(list(measured.values()), sizes, sparsity)
-        ratios = {
-            linear.name: share
-            for inside, share in zip(blocks.values(), shares, strict=True)
-            for linear in inside
-        }
+        ratios = {linear.name: sparsity for linear in linears}
+        for inside, share in zip(blocks.values(), shares, strict=True):
+            ratios |= {linear.name: share for linear in inside}
         listed = " ".join(f"{share:.3f}" for share in shares)
         return Allocated(ratios, f"{listed}, block by block", {"outlier_percentage": measured})
 
@@ -70,6 +73,8 @@ class OWL(Allocation):
         self, outliers: Sequence[float], sizes: Sequence[int], sparsity: float
     ) -> list[float]:
         """Return the ratio of each block, given its percentage of outliers and its size."""
+        if not outliers:
+            return []
         most, least = max(outliers), min(outliers)
         width = 2 * self.width / (most - least) if most > least else 0.0
         wanted = [width * (most - percentage) for percentage in outliers]

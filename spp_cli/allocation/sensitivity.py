@@ -21,6 +21,7 @@ from spp_cli.allocation.budget import balanced, highest_ratio
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.errors import ConfigError, not_finite
 from spp_cli.models.decoder import Linear
+from spp_cli.models.experts import has_experts
 
 __all__ = ["Sensitivity", "fisher_traces", "hessian_traces"]
 
@@ -55,6 +56,12 @@ class Sensitivity(Allocation):
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
         """Return the sensitivity of each linear by name."""
         samples = max(1, self.samples // processes.count())
+        if self.estimate == "hutchinson" and has_experts(dense.source.decoder.model):
+            raise ConfigError(
+                "prune.allocation.estimate is 'hutchinson', which moves the weights, so that a "
+                "router sends tokens to other experts: a jump of the loss, and no curve. "
+                "Set estimate: fisher"
+            )
         if self.estimate == "fisher":
             traces = fisher_traces(dense, linears, samples)
         else:

@@ -53,6 +53,11 @@ class Linear:
         return self.weight.shape[1]
 
     @property
+    def is_routed(self) -> bool:
+        """Whether it is an expert's: it is given some of the tokens, in an order of their own."""
+        return ".experts." in self.name
+
+    @property
     def bias(self) -> Tensor | None:
         bias = self.module.bias
         assert bias is None or isinstance(bias, Tensor)

@@ -127,6 +127,7 @@ def prune_blocks(
     blocks = len(source.decoder.blocks)
     _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
+    few: dict[str, float] = {}  # tokens that came to a linear, where it has more inputs than that
     kinds = recipe.statistics()
     if kinds and isinstance(order, Order):
         source.place_shell(device)
@@ -142,7 +143,7 @@ def prune_blocks(
             chosen = of_block[index]
             if index >= done:
                 seen = _Seen()
-                if calls and recipe.method.sees_blocks:
+                if calls and chosen and recipe.method.sees_blocks:
                     region = Region(block, index, chosen, calls)
                     of_linear = recipe.method.see_block(region, recipe.patterns)
                     seen = _Seen(of_linear, region.dense)
@@ -156,11 +157,20 @@ def prune_blocks(
                     for groups in rounds
                     for layer in _prune_round(groups, recipe, seen, reporter, progress)
                 }
+                for name, layer in layers.items():
+                    if tokens := layer.record.get("tokens"):
+                        few[name] = tokens
                 yield index, [layers[linear.name] for linear in chosen]
             elif calls and not is_last:
                 calls.flow_through(block, index)
             source.free(index)
             progress.advance(1)
+    if few:
+        fewest = min(few, key=few.__getitem__)
+        reporter.warn(
+            f"{len(few)} linear layers saw fewer tokens than they have inputs, {fewest} only "
+            f"{few[fewest]:.0f}: their masks rest on little. Raise prune.calibration.samples"
+        )
 
 
 def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
@@ -250,12 +260,16 @@ def _prune_group(
     if known is None and recipe.statistics():
         method, refinement, recovery = Magnitude(), NoRefinement(), NoRecovery()
         record = {"tokens": 0}
+    elif known and known.tokens < linears[0].in_features:
+        record = {"tokens": known.tokens}
     weights = [linear.weight.float() for linear in linears]
     for linear, weight in zip(linears, weights, strict=True):
-        if not _is_finite(weight):
+        if not _is_finite(seen.dense.get(linear.name, weight)):
             raise ModelError(
                 f"{linear.name} holds NaN or infinity in the dense model. Copy or download it anew"
             )
+        if not _is_finite(weight):
+            raise _made_infinite(method, linear)
     patterns = [recipe.patterns[linear.name] for linear in linears]
     prepared = known.prepare(method, names) if known else None
     if known and all(linear.name in seen.of_linear for linear in linears):
@@ -273,7 +287,7 @@ def _prune_group(
         if known and recovery.statistic:
             refined = _recovered(recovery, dense, refined, known, linear.name)
         if not _is_finite(refined.weight):
-            raise NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
+            raise _made_infinite(method, linear)
         assert torch.equal(zeroed(refined.weight, refined.keep), refined.weight), linear.name
         stored = refined.weight.to(recipe.stored_dtype(linear.name))
         error = {"output_error": output_error(dense, stored, known or ())}
@@ -290,6 +304,10 @@ def _recovered(
         return recovery.recover(weight, pruned, known.of(recovery))
     except NumericalError as error:
         raise NumericalError(f"prune.recover {recovery.name}: {name}: {error}") from error
+
+
+def _made_infinite(method: PruningMethod, linear: Linear) -> NumericalError:
+    return NumericalError(f"{method.name} made NaN or infinity of {linear.name}")
 
 
 def _is_finite(tensor: Tensor) -> bool:

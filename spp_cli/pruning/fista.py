@@ -19,21 +19,24 @@ from spp_cli.pruning.sparsegpt import SparseGPT
 from spp_cli.pruning.statistics import PairedGram
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.sparsity.masks import zeroed
-from spp_cli.sparsity.patterns import Pattern
+from spp_cli.sparsity.patterns import NofM, Pattern
 
 __all__ = ["Fista", "lasso"]
 
 _POWER_ITERATIONS = 100
 _SLACK = 1.02  # what is found of the largest eigenvalue lies below it
+_BLOCK_SIZE = 128  # of a start from SparseGPT
 _LOWEST_PENALTY = 1e-4  # as a share of the penalty at which nothing is left
 
 
 class Inputs(NamedTuple):
-    """What layers with the same input share: its Gram matrix G, and the largest eigenvalue of G."""
+    """What layers with the same input share: its Gram matrix G, and how the search sees it."""
 
     statistic: PairedGram
-    hessian: Tensor  # (in_features, in_features)
-    largest: float
+    hessian: Tensor  # G: (in_features, in_features)
+    scale: Tensor  # (in_features,), by which inputs are divided, and weights multiplied
+    scaled: Tensor  # G of the inputs so scaled
+    largest: float  # its largest eigenvalue
     factor: Factor | None  # for a start from SparseGPT
 
 
@@ -61,18 +64,29 @@ class Fista(PruningMethod):
         description="Share of the error that rounding may make; above it λ rises, below it falls",
     )
 
+    normalize: bool = Field(
+        False,
+        description="Bring all inputs to one norm first: else a few large ones set the step and "
+        "the penalty for all others",
+    )
+
     def workspace(self, rows: int, columns: int) -> int:
-        return 36 * rows * columns + 20 * columns * columns
+        return 40 * rows * columns + (24 if self.normalize else 20) * columns * columns
 
     def prepare(self, statistic: PairedGram) -> Inputs:
-        """Return G, its largest eigenvalue, and what the start needs.
+        """Return G, as it is and as the search sees it, and what the start needs.
 
         Raises:
             NumericalError: the start is SparseGPT's, and the Hessian cannot be factorised.
         """
         factor = SparseGPT().prepare(statistic) if self.start == "sparsegpt" else None
         hessian = statistic.hessian()
-        return Inputs(statistic, hessian, _largest_eigenvalue(hessian), factor)
+        scale, scaled = hessian.new_ones(len(hessian)), hessian
+        if self.normalize:
+            norms = hessian.diagonal().sqrt()
+            scale = norms.where(norms > 0, 1.0)
+            scaled = hessian / scale / scale[:, None]
+        return Inputs(statistic, hessian, scale, scaled, _largest_eigenvalue(scaled), factor)
 
     def prune(self, weight: Tensor, prepared: Inputs, pattern: Pattern) -> Pruned:
         """Return the best rounded solution that any λ gave: (out_features, in_features).
@@ -81,12 +95,12 @@ class Fista(PruningMethod):
         ten-thousandth of it. Each search begins where the best one before it ended. The recorded
         ``error`` is ‖X W'ᵀ − Y Wᵀ‖ over that of the start.
         """
-        statistic, hessian, largest, _ = prepared
-        problem = Reconstruction(weight, statistic, hessian)
-        targets = problem.targets()
-        begin = self._start(weight, prepared, pattern)
+        problem = Reconstruction(weight, prepared.statistic, prepared.hessian)
+        scale = prepared.scale
+        targets = problem.targets().div_(scale)
+        begin = self._start(weight, prepared, pattern) * scale
         keep = pattern.keep(begin.abs(), within="layer")
-        best = zeroed(begin, keep)
+        best = zeroed(begin, keep).div_(scale)
         first = lowest = problem.error(best).item()
         high = targets.abs().max().item()
         low = high * _LOWEST_PENALTY
@@ -95,11 +109,13 @@ class Fista(PruningMethod):
         while high > 0 and stale < self.patience and rounds < self.rounds:
             rounds += 1
             tried = math.sqrt(low * high)
-            solution = lasso(hessian, targets, begin, tried, largest, self.iterations)
+            solution = lasso(
+                prepared.scaled, targets, begin, tried, prepared.largest, self.iterations
+            )
             chosen = pattern.keep(solution.abs(), within="layer")
-            rounded = zeroed(solution, chosen)
+            rounded = zeroed(solution, chosen).div_(scale)
             error = problem.error(rounded).item()
-            lost = problem.distance(rounded, solution).item()
+            lost = problem.distance(rounded, solution / scale).item()
             stale += 1
             if error < lowest:
                 best, keep, begin = rounded, chosen, solution
@@ -114,7 +130,10 @@ class Fista(PruningMethod):
     def _start(self, weight: Tensor, prepared: Inputs, pattern: Pattern) -> Tensor:
         """Return the weight that the search begins with."""
         if prepared.factor is not None:
-            return SparseGPT().prune(weight, prepared.factor, pattern).weight
+            # Blocks that hold whole groups of N:M, near to the default's size.
+            of = pattern.of if isinstance(pattern, NofM) else 1
+            start = SparseGPT(block_size=of * max(1, _BLOCK_SIZE // of))
+            return start.prune(weight, prepared.factor, pattern).weight
         if self.start == "wanda":
             return Wanda().prune(weight, prepared.statistic, pattern).weight
         # The weights of dead inputs do nothing, and no gradient would ever move them.

@@ -20,10 +20,11 @@ __all__ = ["BlockInputs", "Known", "Sharing"]
 
 
 class Known:
-    """What is known of one input: its statistics by kind."""
+    """What is known of one input: its statistics by kind, of so many ``tokens``."""
 
-    def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
+    def __init__(self, statistics: Mapping[type[Statistic], Statistic], tokens: int = 0) -> None:
         self._statistics = statistics
+        self.tokens = tokens
 
     def __getitem__(self, kind: type[Statistic]) -> Statistic:
         """Return the statistic of a kind, or one that does for it; there is one."""
@@ -36,17 +37,25 @@ class Known:
         """Return the statistic that is asked for; None if none is."""
         return None if asking.statistic is None else self[asking.statistic]
 
-    def update(self, inputs: Tensor, shape: tuple[int, int], dense: Tensor | None = None) -> None:
+    def update(
+        self,
+        inputs: Tensor,
+        shape: tuple[int, int],
+        dense: Tensor | None = None,
+        *,
+        is_routed: bool = False,
+    ) -> None:
         """Count in the inputs that a batch of ``shape`` (sequences, tokens) gave: (…, width).
 
-        ``dense`` are those that the dense block gives, if they are known.
+        ``dense`` are those that the dense block gives, if they are known. With ``is_routed`` the
+        tokens are from here and there, in an order of their own, in the dense block perhaps others:
+        no sequences, even if all are there, and nothing to compare.
         """
         samples, tokens = shape
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        # An expert is given tokens from here and there, in the dense block perhaps others: those
-        # are no sequences, and nothing to compare.
-        whole = len(rows) == samples * tokens
+        whole = len(rows) == samples * tokens and not is_routed
         sequences = rows.view(samples if whole else 1, -1, rows.shape[-1])
+        self.tokens += len(rows)
         for statistic in self._statistics.values():
             statistic.update(sequences, samples)
             if (
@@ -57,10 +66,16 @@ class Known:
             ):
                 statistic.compare(rows, dense.reshape(rows.shape).float())
 
+    def of_samples(self, samples: int) -> None:
+        """Have it be of so many sequences: more than were counted, if not all gave inputs."""
+        for statistic in self._statistics.values():
+            statistic.samples = samples
+
     def add_up(self) -> None:
         """Make what each process has counted what all together have."""
         for statistic in self._statistics.values():
             statistic.add_up()
+        self.tokens = sum(processes.collect(self.tokens))
 
     def prepare(self, method: PruningMethod, names: str) -> Any:
         """Return what ``method`` makes of its statistic for all linears with this input, ``names``.
@@ -101,10 +116,15 @@ class Sharing:
 
 
 class BlockInputs:
-    """The inputs of the linears of one block: what is known of each, one object a shared input."""
+    """The inputs of the linears of one block: what is known of each, one object a shared input.
 
-    def __init__(self, kinds: Iterable[type[Statistic]]) -> None:
+    All are of the sequences of all batches of ``shapes``, (sequences, tokens) each, whichever of
+    them reach an expert: else its inputs would seem the larger, the fewer come to it.
+    """
+
+    def __init__(self, kinds: Iterable[type[Statistic]], shapes: Iterable[tuple[int, int]]) -> None:
         self._kinds = tuple(kinds)
+        self._samples = sum(sequences for sequences, _ in shapes)
         self._known: dict[str, Known] = {}
 
     def count(
@@ -122,7 +142,7 @@ class BlockInputs:
             return
         if linear.name not in self._known:
             self._known[linear.name] = self._nothing(linear, inputs.device)
-        self._known[linear.name].update(inputs, shape, dense)
+        self._known[linear.name].update(inputs, shape, dense, is_routed=linear.is_routed)
 
     def take(self, leader: Linear) -> Known | None:
         """Return, and forget, what all processes know of the inputs of ``leader``.
@@ -130,11 +150,10 @@ class BlockInputs:
         None if no process knows anything. All of them have to ask, for the same linear.
         """
         known = self._known.pop(leader.name, None)
-        if processes.count() == 1:
-            return known
         if not any(processes.collect(known is not None)):
             return None
         known = known or self._nothing(leader, leader.weight.device)
+        known.of_samples(self._samples)
         known.add_up()
         return known
 

@@ -104,7 +104,7 @@ def dense_inputs(
     With ``flow_on`` the block's outputs become the hidden states of ``calls``; without, nothing is
     computed behind the last linear.
     """
-    inputs, sharing = BlockInputs(kinds), Sharing()
+    inputs, sharing = BlockInputs(kinds, calls.shapes), Sharing()
     last: str | None = None  # the linear behind which nothing more is to be seen
 
     def see(linear: Linear, tensor: Tensor) -> None:
@@ -156,7 +156,7 @@ class OnePass(Order):
     ) -> Iterator[Round]:
         leaders, in_turn = self._see_sharing(block, index, linears, calls)
         remaining = _by_leader(linears, leaders)
-        inputs = BlockInputs(kinds)
+        inputs = BlockInputs(kinds, calls.shapes)
         pruned: set[str] = set()
 
         def see(linear: Linear, tensor: Tensor) -> None:

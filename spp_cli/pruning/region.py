@@ -17,7 +17,8 @@ from spp_cli.pruning.statistics import Statistic
 
 __all__ = ["Region"]
 
-_ROUNDING = 0.05  # of an output; what sums in another order change, in bfloat16 at most
+_ROUNDING = 1e-4  # of an output: far above what sums in another order change in float32
+_GRADIENT_SCALES = (1.0, 2.0**-8, 2.0**-16)  # tried in turn where float16 cannot hold a gradient
 
 
 class Region:
@@ -64,16 +65,28 @@ class Region:
         ``loss`` takes what ``output`` returns. (out_features, in_features) each; zero for an expert
         that the batch does not reach.
         """
+        is_half = any(linear.weight.dtype == torch.float16 for linear in self.linears)
+        for scale in _GRADIENT_SCALES:
+            found = self._gradients(number, loss, scale)
+            if not is_half or all(gradient.isfinite().all() for gradient in found):
+                break
+        return found
+
+    def _gradients(
+        self, number: int, loss: Callable[[Tensor], Tensor], scale: float
+    ) -> list[Tensor]:
+        """Return ``gradients``; on the way they are ``scale`` times as large."""
         weights = [linear.parameter.requires_grad_() for linear in self.linears]
         try:
             with torch.enable_grad():
-                value = loss(self.output(number))
+                value = loss(self.output(number)) * scale
             found = torch.autograd.grad(value, weights, allow_unused=True)
         finally:
             for weight in weights:
                 weight.requires_grad_(False)
         return [
             linear.as_stored(torch.zeros_like(weight) if gradient is None else gradient).float()
+            / scale
             for linear, weight, gradient in zip(self.linears, weights, found, strict=True)
         ]
 
@@ -151,4 +164,5 @@ def _is_near(after: Tensor, before: Tensor) -> bool:
     if after.shape != before.shape:
         return False
     distance = torch.linalg.vector_norm((after - before).float())
-    return bool(distance <= _ROUNDING * torch.linalg.vector_norm(before.float()))
+    share = max(_ROUNDING, torch.finfo(before.dtype).eps)
+    return bool(distance <= share * torch.linalg.vector_norm(before.float()))

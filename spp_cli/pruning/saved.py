@@ -30,7 +30,7 @@ class SavedStatistics:
     """A folder with one safetensors file a block, whole or not there.
 
     A file has the tensors of ``KEPT`` for each input, and in its metadata which linears read it and
-    how many samples were counted. Linears that no text reached are in none.
+    of how many samples and tokens it was counted. Linears that no text reached are in none.
     """
 
     def __init__(self, folder: Path, blocks: int) -> None:
@@ -58,7 +58,8 @@ class SavedStatistics:
                 samples[kind.__name__] = statistic.samples
                 for name, tensor in statistic.tensors().items():
                     tensors[f"{len(inputs)}.{kind.__name__}.{name}"] = tensor.cpu()
-            inputs.append({"linears": [linear.name for linear in linears], "samples": samples})
+            names = [linear.name for linear in linears]
+            inputs.append({"linears": names, "tokens": known.tokens, "samples": samples})
         layouts = {name: layout_of(tensor) for name, tensor in tensors.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         metadata = {"inputs": json.dumps(inputs)}
@@ -88,7 +89,7 @@ class SavedStatistics:
                 if any(issubclass(kind, wanted) for wanted in kinds):
                     read[kind] = kind(group[0].in_features, device)
                     read[kind].restore(_tensors(file, f"{number}.{name}.", device), samples)
-            yield group, Known(read)
+            yield group, Known(read, described["tokens"])
         yield from (([linear], None) for linear in chosen.values())
 
     def rounds(

@@ -60,17 +60,20 @@ def _keep_by_alpha(scores: Tensor, sparsity: float) -> Tensor:
     """Keep what lies above a share α of each row's cumulative score; bisect α in [0, 0.8].
 
     Stops within 0.001 of ``sparsity``, or when the bracket is narrower than 0.001, as the released
-    code does. A row whose smallest score already exceeds its share loses nothing.
+    code does; but goes on in [0.8, 1] where 0.8 removes too little. A row whose smallest score
+    already exceeds its share loses nothing.
     """
     ordered, order = torch.sort(scores, dim=1, stable=True)
     cumulative = ordered.cumsum(dim=1)
     total = scores.sum(dim=1, keepdim=True)
-    low, high, alpha = 0.0, 0.8, 0.4
+    low, high, narrowest, alpha = 0.0, 0.8, 1e-3, 0.4
     while True:
         goes = cumulative <= alpha * total  # in each row a run of the lowest scores
         reached = goes.float().mean().item()
-        if abs(reached - sparsity) <= 0.001 or high - low < 0.001:
-            return torch.ones_like(goes).scatter_(1, order, ~goes)
+        if abs(reached - sparsity) <= 0.001 or high - low < narrowest:
+            if high != 0.8 or reached >= sparsity:
+                return torch.ones_like(goes).scatter_(1, order, ~goes)
+            high, narrowest = 1.0, 1e-6
         if reached > sparsity:
             high = alpha
         else:

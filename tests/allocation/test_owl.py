@@ -123,3 +123,18 @@ def test_weights_or_inputs_that_are_no_numbers_are_named(place: str, tmp_path: P
     source = ResidentModel(model)
     with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.\w+ hold NaN or infinity"):
         OWL().measure(source.decoder.all_linears(), dense(source))
+
+
+def test_a_block_that_no_text_reaches_loses_what_is_asked_for(tmp_path: Path) -> None:
+    source = ResidentModel(load_model(Checkpoint(make_model("llama", tmp_path / "model"))))
+    linears = [lin for lin in source.decoder.all_linears() if "layers.0" in lin.name]
+    source.decoder.blocks[1].unused = torch.nn.Linear(64, 8)
+    linears += [lin for lin in source.decoder.all_linears() if lin.name.endswith("unused")]
+    measured = OWL().measure(linears, dense(source))
+    assert list(measured) == ["model.layers.0"]
+    ratios = OWL().allocate(linears, 0.6, measured).ratios
+    assert ratios == pytest.approx({linear.name: 0.6 for linear in linears}, abs=1e-9)
+    unused = linears[-1:]
+    assert OWL().allocate(unused, 0.6, OWL().measure(unused, dense(source))).ratios == {
+        unused[0].name: 0.6
+    }

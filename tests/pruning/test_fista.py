@@ -134,3 +134,23 @@ def test_a_gram_matrix_of_one_way_of_inputs_will_do():
     method = Fista()
     pruned = method.prune(weight, method.prepare(gram), NofM(2, 4))
     assert torch.equal(pruned.weight, prune(method, weight, NofM(2, 4), inputs, inputs).weight)
+
+
+@pytest.mark.parametrize("pattern", [NofM(3, 6), NofM(12, 24)], ids=str)
+def test_a_start_from_sparsegpt_keeps_groups_whole_that_do_not_divide_128(pattern):
+    weight, inputs = a_layer(5, rows=8, columns=192, tokens=600)
+    method = Fista(start="sparsegpt")
+    start = method._start(weight, method.prepare(gram_of(inputs)), pattern)
+    assert not pattern.violations(start == 0)
+
+
+def test_inputs_brought_to_one_norm_are_not_drowned_by_a_few_large_ones():
+    weight, inputs = a_layer(6, rows=32, columns=64, tokens=400)
+    inputs[..., :2] *= 30
+    errors = [
+        squared_error(
+            prune(Fista(normalize=n), weight, Unstructured(0.5), inputs).weight, weight, inputs
+        )
+        for n in (False, True)
+    ]
+    assert errors[1] < 0.75 * errors[0]

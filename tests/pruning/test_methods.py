@@ -76,6 +76,14 @@ def test_the_alpha_variant_of_wanda_agrees_with_the_released_code():
     torch.testing.assert_close(pruned.weight, torch.tensor(golden["variant_50"]))
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.95, 0.99])
+def test_the_alpha_variant_comes_near_to_any_sparsity(sparsity):
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(64, 256), torch.randn(1, 300, 256)
+    pruned = prune(Wanda(variant="alpha"), weight, inputs, Unstructured(sparsity))
+    assert (~pruned.keep).float().mean().item() == pytest.approx(sparsity, abs=1.1e-3)
+
+
 def test_the_alpha_variant_leaves_a_row_alone_whose_smallest_score_is_too_large():
     weight = torch.ones(2, 4)
     weight[1] = torch.tensor([1e-3, 1e-3, 1e-3, 1.0])

@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 def load(tmp_path):
     """Return a maker of tiny models in float32; the same family gives the same weights."""
 
-    def make(family: str):
-        folder = make_model(family, tmp_path / family, torch.float32)
+    def make(family: str, **changes: object):
+        folder = make_model(family, tmp_path / family, torch.float32, **changes)
         return load_model(Checkpoint(folder), dtype=torch.float32)
 
     return make
@@ -179,10 +179,32 @@ def test_in_two_passes_all_inputs_are_those_of_the_dense_block(load):
     assert seen == [None] * 8
 
 
-def test_experts_have_nothing_to_be_compared_with(load):
+@pytest.mark.parametrize("chosen", [2, 4])  # of 4: all come to each, in an order of its own
+def test_experts_have_nothing_to_be_compared_with(chosen, load):
     seen.clear()
-    prune(load("mixtral"), "one-pass", SeesBoth())
+    prune(load("mixtral", num_experts_per_tok=chosen), "one-pass", SeesBoth())
     assert sum(pair is not None for pair in seen) == 2  # o of both blocks
+
+
+class SeesNorms(Wanda):
+    """Wanda that remembers the norms of all inputs it is shown."""
+
+    def prepare(self, statistic):
+        norms.append(statistic.norm())
+        return super().prepare(statistic)
+
+
+norms: list[torch.Tensor] = []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_comes_to_an_expert_is_as_large_whatever_the_batches(order, load):
+    found = []
+    for size in (1, 6):
+        norms.clear()
+        prune(load("qwen3_moe"), order, SeesNorms(), batches=tokens(6, 4).split(size))
+        found.append(torch.cat(norms))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
@@ -292,6 +314,18 @@ def test_a_linear_that_no_text_reaches_is_pruned_by_magnitude_and_reported(order
     assert "no calibration text reached model.layers.1.self_attn.unused" in warning
     expected = Magnitude().prune(dense, None, Unstructured(0.5))
     assert torch.equal(masks["model.layers.1.self_attn.unused"], expected.keep)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_layers_with_fewer_tokens_than_inputs_are_told_of(order, load):
+    reporter = Silent()
+    prune(load("mixtral"), order, reporter=reporter, batches=tokens(3, 24).split(1))
+    (warning,) = reporter.warnings
+    # 72 tokens suffice for the 64 inputs of attention, and to no expert do all of them come.
+    assert "24 linear layers saw fewer tokens than they have inputs" in warning
+    assert ".mlp.experts." in warning
+    prune(load("mixtral"), order, reporter=(quiet := Silent()), batches=tokens(40, 24).split(8))
+    assert not quiet.warnings
 
 
 @pytest.mark.parametrize("order", ORDERS)

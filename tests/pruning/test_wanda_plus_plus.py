@@ -11,6 +11,7 @@ import torch
 from block_cases import model_of, prune, region_of, tokens
 from torch import Tensor
 
+from spp_cli.errors import NumericalError
 from spp_cli.models.streaming import ResidentModel
 from spp_cli.pruning.engine import PrunedLayer
 from spp_cli.pruning.wanda import Wanda
@@ -164,6 +165,30 @@ def test_weights_that_dsnot_takes_back_after_it_are_the_dense_ones(tmp_path: Pat
         assert torch.equal(refined[name].weight[grown], dense[name][grown])
         back += int(grown.sum())
     assert back
+
+
+def test_blocks_of_which_nothing_is_pruned_are_passed_by(tmp_path: Path) -> None:
+    layers = prune(model_of("llama", tmp_path / "a"), MOVED, "two-pass", HALF, only="layers.1.mlp")
+    assert {name.rpartition(".")[2] for name in layers} == {"gate_proj", "up_proj", "down_proj"}
+
+
+def test_gradients_too_large_for_float16_are_taken_smaller(tmp_path: Path) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        source = model_of("llama", tmp_path / str(dtype))
+        source.decoder.blocks[0].mlp.down_proj.weight.data *= 5000
+        source.model.to(dtype)
+        region = region_of(source)
+        found.append(region.gradients(0, lambda output: output.float().square().sum()))
+    assert max(gradient.abs().max() for gradient in found[0]) > torch.finfo(torch.float16).max
+    for exact, half in zip(*found, strict=True):
+        assert torch.linalg.vector_norm(half - exact) < 0.02 * torch.linalg.vector_norm(exact)
+
+
+def test_steps_that_are_too_long_are_not_blamed_on_the_dense_model(tmp_path: Path) -> None:
+    method = WandaPlusPlus(iterations=2, samples=6, learning_rate=1e30)
+    with pytest.raises(NumericalError, match=r"wanda\+\+ made NaN or infinity of model\.layers\.0"):
+        prune(model_of("llama", tmp_path / "a"), method, "two-pass", HALF)
 
 
 def test_a_block_is_moved_alike_every_time(tmp_path: Path) -> None:
