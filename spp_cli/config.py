@@ -95,7 +95,7 @@ class Plugin:
                 "plugin", "must be the name of {kind}, or a mapping with a name", vars(self)
             )
         name, names = self.name_in(keys), self.table()
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             allowed = f"{', '.join(names)}{nearest(str(name), names)}"
             raise PydanticCustomError("plugin", "must be one of {allowed}", {"allowed": allowed})
         return self.load(name).model_validate({**keys, "name": name})

@@ -33,7 +33,8 @@ class Sensitivity(Allocation):
 
     That is the trace of the Hessian of the loss by its weight, per weight. All linears of the model
     are ranked together; what is left out of the range of possible ratios is clipped, and the mean
-    restored, here weighted by the sizes.
+    restored, here weighted by the sizes. An expert that none of the sequences reaches has no rank:
+    it loses the share asked for.
     """
 
     reads_text: ClassVar[bool] = True
@@ -53,28 +54,37 @@ class Sensitivity(Allocation):
     )
     probes: int = Field(1, ge=1, description="Random probes of hutchinson")
 
+    def check(self, linears: Sequence[Linear], sparsity: float) -> None:
+        if self.estimate == "hutchinson" and any(linear.is_routed for linear in linears):
+            raise _jumps()
+
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
-        """Return the sensitivity of each linear by name."""
+        """Return the sensitivity of each linear by name; of those that text reaches."""
         samples = max(1, self.samples // processes.count())
         if self.estimate == "hutchinson" and has_experts(dense.source.decoder.model):
-            raise ConfigError(
-                "prune.allocation.estimate is 'hutchinson', which moves the weights, so that a "
-                "router sends tokens to other experts: a jump of the loss, and no curve. "
-                "Set estimate: fisher"
-            )
+            raise _jumps()
         if self.estimate == "fisher":
             traces = fisher_traces(dense, linears, samples)
         else:
             traces = hessian_traces(dense, linears, samples, self.probes)
-        return {linear.name: abs(traces[linear.name]) / linear.weight.numel() for linear in linears}
+        reached = [linear for linear in linears if linear.name in traces]
+        if unknown := len(linears) - len(reached):
+            dense.reporter.warn(
+                f"{unknown} linear layers are reached by none of the sequences that sensitivity is "
+                "measured on, and lose the share asked for. Raise prune.allocation.samples"
+            )
+        return {linear.name: abs(traces[linear.name]) / linear.weight.numel() for linear in reached}
 
     def allocate(
         self, linears: Sequence[Linear], sparsity: float, measured: Mapping[str, float]
     ) -> Allocated:
-        sizes = [linear.weight.numel() for linear in linears]
-        shares = self.ratios([measured[linear.name] for linear in linears], sizes, sparsity)
-        ratios = {linear.name: share for linear, share in zip(linears, shares, strict=True)}
-        most, least = (choose(ratios, key=measured.__getitem__) for choose in (max, min))
+        ratios = {linear.name: sparsity for linear in linears}
+        if not measured:
+            return Allocated(ratios, f"{sparsity:.4g} everywhere: no text reaches these layers")
+        sizes = [linear.weight.numel() for linear in linears if linear.name in measured]
+        shares = self.ratios(list(measured.values()), sizes, sparsity)
+        ratios |= dict(zip(measured, shares, strict=True))
+        most, least = (choose(measured, key=measured.__getitem__) for choose in (max, min))
         summary = (
             f"{ratios[most]:.3f} for {most}, the most sensitive, to {ratios[least]:.3f} for {least}"
         )
@@ -156,20 +166,33 @@ def _step(weight: Tensor) -> float:
     return _STEP * size or _STEP
 
 
+def _jumps() -> ConfigError:
+    return ConfigError(
+        "prune.allocation.estimate is 'hutchinson', which moves the weights, so that a router "
+        "sends tokens to other experts: a jump of the loss, and no curve. Set estimate: fisher"
+    )
+
+
 def _means(
     values: Iterable[tuple[Linear, float]], linears: Sequence[Linear], count: int
 ) -> dict[str, float]:
     """Return by linear the sum of its values in all processes, over the sum of their counts.
 
+    In the order of ``linears``; those without a value are left out.
+
     Raises:
         NumericalError: a value is NaN or infinite.
     """
-    totals = {linear.name: 0.0 for linear in linears}
+    totals: dict[str, float] = {}
     for linear, value in values:
-        totals[linear.name] += value
+        totals[linear.name] = totals.get(linear.name, 0.0) + value
     everyone = processes.collect(totals)
     counted = sum(processes.collect(count))
-    means = {name: sum(each[name] for each in everyone) / counted for name in totals}
+    means = {
+        linear.name: sum(each.get(linear.name, 0.0) for each in everyone) / counted
+        for linear in linears
+        if any(linear.name in each for each in everyone)
+    }
     for name, mean in means.items():
         if not math.isfinite(mean):
             raise not_finite(f"the gradient by {name} holds")

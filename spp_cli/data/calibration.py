@@ -115,7 +115,6 @@ def _windows(documents: Documents, *, samples: int, length: int, seed: int) -> W
     """Draw as published, unless the documents that come up are all too short, or too few."""
     counts = {"samples": samples, "length": length, "seed": seed}
     drawn = windows_of_documents(documents.items, documents.encode, **counts)
-    # With fewer tokens than are asked for, the same few passages would come again and again.
-    if drawn.tokens >= samples * length:
+    if drawn.rows:
         return drawn
     return windows_of_packed(documents.items, documents.encode_whole, **counts)

@@ -29,12 +29,14 @@ def windows_of_documents(
 
     Source: ``get_c4`` in the released code of SparseGPT and Wanda, the same draws from the same
     generator. ``encode`` gives a document's tokens. No rows if no document is long enough, or so
-    few are that the draws do not come upon one.
+    few are that the draws do not come upon one; or if those drawn have fewer tokens than are asked
+    for, so that the same few passages would come again and again.
     """
     generator = random.Random(seed)
     long: dict[int, list[int]] = {}
     short: set[int] = set()
-    rows = []
+    tokens = 0  # of the long ones
+    places = []
     for _ in range(samples):
         for _ in range(MAX_DRAWS):
             index = generator.randint(0, len(documents) - 1)
@@ -42,16 +44,20 @@ def windows_of_documents(
                 ids = encode(documents[index])
                 if len(ids) > length:
                     long[index] = ids
+                    tokens += len(ids)
                 else:
                     short.add(index)
             if index in long or len(short) == len(documents):
                 break
         if index not in long:
             return Windows([], "documents", 0)
-        ids = long[index]
-        start = generator.randint(0, len(ids) - length - 1)
-        rows.append(ids[start : start + length])
-    return Windows(rows, "documents", sum(map(len, long.values())))
+        if len(long) + len(short) == len(documents) and tokens < samples * length:
+            break  # nothing more will come
+        places.append((index, generator.randint(0, len(long[index]) - length - 1)))
+    if tokens < samples * length:
+        return Windows([], "documents", tokens)
+    rows = [long[index][start : start + length] for index, start in places]
+    return Windows(rows, "documents", tokens)
 
 
 def windows_of_packed(

@@ -19,6 +19,7 @@ from spp_cli.models.tensor_file import (
     TensorFile,
     UnfinishedFile,
     begin_tensors,
+    whole_file,
     write_tensors,
 )
 
@@ -59,8 +60,13 @@ class CheckpointRewriter:
             self._names[shard].append(name)
 
     def is_written(self, shard: int) -> bool:
-        """Whether this or an interrupted writer before finished a shard."""
-        return self._path(shard).exists()
+        """Whether this or an interrupted writer before finished a shard, and it is whole still."""
+        return whole_file(self._path(shard)) is not None
+
+    def forget(self, first: int) -> None:
+        """Delete the shards from ``first`` on, so that ``read`` returns what the source has."""
+        for shard in range(first, len(self._names)):
+            self._path(shard).unlink(missing_ok=True)
 
     def begin(self, shard: int, replaced: Mapping[str, Tensor]) -> UnfinishedFile:
         """Write the tensors of one block, with ``replaced`` in their place, to be finished.

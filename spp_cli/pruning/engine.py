@@ -127,7 +127,6 @@ def prune_blocks(
     blocks = len(source.decoder.blocks)
     _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
-    few: dict[str, float] = {}  # tokens that came to a linear, where it has more inputs than that
     kinds = recipe.statistics()
     if kinds and isinstance(order, Order):
         source.place_shell(device)
@@ -155,22 +154,13 @@ def prune_blocks(
                 layers = {
                     layer.linear.name: layer
                     for groups in rounds
-                    for layer in _prune_round(groups, recipe, seen, reporter, progress)
+                    for layer in _prune_round(groups, recipe, seen, progress)
                 }
-                for name, layer in layers.items():
-                    if tokens := layer.record.get("tokens"):
-                        few[name] = tokens
                 yield index, [layers[linear.name] for linear in chosen]
             elif calls and not is_last:
                 calls.flow_through(block, index)
             source.free(index)
             progress.advance(1)
-    if few:
-        fewest = min(few, key=few.__getitem__)
-        reporter.warn(
-            f"{len(few)} linear layers saw fewer tokens than they have inputs, {fewest} only "
-            f"{few[fewest]:.0f}: their masks rest on little. Raise prune.calibration.samples"
-        )
 
 
 def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
@@ -195,9 +185,7 @@ class _Seen:
     dense: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _prune_round(
-    groups: Round, recipe: Recipe, seen: _Seen, reporter: Reporter, progress: Task
-) -> list[PrunedLayer]:
+def _prune_round(groups: Round, recipe: Recipe, seen: _Seen, progress: Task) -> list[PrunedLayer]:
     """Prune, in place, the linears of groups that are ready together.
 
     Several processes take turns, so that each solves its share of the groups for all.
@@ -207,9 +195,6 @@ def _prune_round(
     problem: SppError | None = None
     try:
         for (linears, known), owner in zip(groups, owners, strict=True):
-            if known is None and recipe.statistics():
-                names = ", ".join(linear.name for linear in linears)
-                reporter.warn(f"no calibration text reached {names}: pruned by magnitude")
             if owner == processes.number():
                 layers += _prune_group(linears, known, recipe, seen)
                 progress.advance(0, detail=linears[-1].name)

@@ -124,6 +124,13 @@ class Fista(PruningMethod):
                 low = tried
             else:
                 high = tried
+        if (keep & (best == 0)).any():
+            # The penalty took more of a group of N:M than the pattern does: fit what may stay.
+            fitted = lasso(
+                prepared.scaled, targets, best * scale, 0.0, prepared.largest, self.iterations, keep
+            ).div_(scale)
+            if (error := problem.error(fitted).item()) < lowest:
+                best, lowest = fitted, error
         share = math.sqrt(max(lowest, 0.0) / first) if first > 0 else 1.0
         return Pruned(best, keep, {"error": share, "penalty": penalty, "rounds": rounds})
 
@@ -141,7 +148,13 @@ class Fista(PruningMethod):
 
 
 def lasso(
-    G: Tensor, B: Tensor, start: Tensor, penalty: float, largest: float, iterations: int
+    G: Tensor,
+    B: Tensor,
+    start: Tensor,
+    penalty: float,
+    largest: float,
+    iterations: int,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Return W after ``iterations`` of FISTA for min ½⟨W, W G⟩ − ⟨W, B⟩ + penalty · Σ|W_ij|.
 
@@ -151,6 +164,7 @@ def lasso(
     Args:
         G: (in_features, in_features); ``largest``, its largest eigenvalue or more, is L.
         B: (out_features, in_features).
+        keep: which of W may differ from zero; None: all.
 
     Source: Beck & Teboulle 2009, A Fast Iterative Shrinkage-Thresholding Algorithm.
     """
@@ -159,6 +173,8 @@ def lasso(
     for _ in range(iterations):
         stepped = torch.addmm(B, V, G, beta=1 / largest, alpha=-1 / largest).add_(V)
         previous, W = W, torch.nn.functional.softshrink(stepped, penalty / largest)
+        if keep is not None:
+            W = zeroed(W, keep)
         after = (1 + math.sqrt(1 + 4 * t * t)) / 2
         V = torch.lerp(previous, W, 1 + (t - 1) / after)
         t = after

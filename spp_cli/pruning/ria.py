@@ -40,12 +40,19 @@ class RIA(PruningMethod):
         description="Where scores compete: over the whole layer, as in the released code, or in "
         "each row",
     )
-
     permute: bool = Field(
         False,
         description="With N:M, deal the important inputs of a layer out to all groups, where the "
         "layers that make them can give them in that order (down_proj, where none has a bias)",
     )
+
+    def misfit(self, pattern: Pattern) -> str | None:
+        if self.permute and not isinstance(pattern, NofM):
+            return (
+                "permute deals inputs out to the groups of N:M, and there are none. "
+                "Set --pattern, such as 2:4, or permute: false"
+            )
+        return None
 
     @property
     def sees_blocks(self) -> bool:
@@ -53,8 +60,6 @@ class RIA(PruningMethod):
 
     def see_block(self, region: Region, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
         """Put the inputs of linears into another order, where the block stays the same by it."""
-        if not any(isinstance(pattern, NofM) for pattern in patterns.values()):
-            return {}  # the text need not flow for it
         known = region.known(range(len(region)), InputNorm)
         for linear in region.linears:
             pattern, inputs = patterns[linear.name], known[linear.name]

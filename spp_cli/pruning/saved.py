@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor
 from spp_cli import processes
 from spp_cli.errors import ConfigError
 from spp_cli.models.decoder import Linear
-from spp_cli.models.tensor_file import TensorFile, layout_of, whole_file, write_tensors
+from spp_cli.models.tensor_file import (
+    TensorFile,
+    bytes_of,
+    layout_of,
+    whole_file,
+    write_tensors,
+)
 from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Group, Round
@@ -29,8 +36,9 @@ _READ_AS: dict[str, type[Statistic]] = {"Gram": PairedGram, "Moments": Moments}
 class SavedStatistics:
     """A folder with one safetensors file a block, whole or not there.
 
-    A file has the tensors of ``KEPT`` for each input, and in its metadata which linears read it and
-    of how many samples and tokens it was counted. Linears that no text reached are in none.
+    A file has the tensors of ``KEPT`` for each input, and in its metadata which linears read it, of
+    how many samples and tokens it was counted, and a digest of all that. Linears that no text
+    reached are in none.
     """
 
     def __init__(self, folder: Path, blocks: int) -> None:
@@ -38,8 +46,12 @@ class SavedStatistics:
         self._blocks = blocks
 
     def missing(self) -> list[int]:
-        """Return the blocks of which there is no whole file."""
-        return [block for block in range(self._blocks) if not self._is_whole(block)]
+        """Return the blocks of which there is no file, or none that is as it was written."""
+        return [block for block in range(self._blocks) if not self._is_intact(block)]
+
+    def damaged(self, missing: Iterable[int]) -> list[Path]:
+        """Return the files that are there of what is ``missing``."""
+        return [path for block in missing if (path := self._path(block)).exists()]
 
     def write(self, block: int, groups: Round) -> None:
         """Keep what is known of each input of a block: statistics of all kinds that are ``KEPT``.
@@ -62,7 +74,9 @@ class SavedStatistics:
             inputs.append({"linears": names, "tokens": known.tokens, "samples": samples})
         layouts = {name: layout_of(tensor) for name, tensor in tensors.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        metadata = {"inputs": json.dumps(inputs)}
+        described = json.dumps(inputs)
+        digest = _digest(block, described, tensors, tensors.__getitem__)
+        metadata = {"inputs": described, "sha256": digest}
         write_tensors(self._path(block), layouts, tensors.__getitem__, metadata)
 
     def read(
@@ -108,12 +122,25 @@ class SavedStatistics:
                 waiting = []
         yield waiting
 
-    def _is_whole(self, block: int) -> bool:
+    def _is_intact(self, block: int) -> bool:
         file = whole_file(self._path(block))
-        return file is not None and "inputs" in file.metadata
+        if file is None or not file.metadata.keys() >= {"inputs", "sha256"}:
+            return False
+        found = _digest(block, file.metadata["inputs"], file.names(), file.read)
+        return found == file.metadata["sha256"]
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05d}.safetensors"
+
+
+def _digest(block: int, described: str, names: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """Return the digest of what a file says of a block; one tensor at a time is in memory."""
+    digest = hashlib.sha256(f"{block} {described}".encode())
+    for name in sorted(names):
+        tensor = read(name).contiguous()
+        digest.update(f"{name} {layout_of(tensor)}".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def check_kept(order: str, method: PruningMethod, kinds: Sequence[type[Statistic]]) -> None:

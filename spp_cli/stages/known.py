@@ -17,6 +17,7 @@ from spp_cli.fingerprint import FORMAT, canonical_json, disk_errors, sha256, wri
 from spp_cli.locking import exclusive_lock
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.saved import KEPT, SavedStatistics
+from spp_cli.publishing import remove_unfinished_files
 from spp_cli.stages.stage import Sources
 
 __all__ = ["folder_of", "measured", "statistics"]
@@ -58,7 +59,10 @@ def statistics(folder: Path, dense: DenseModel) -> SavedStatistics:
         _gather(saved, dense, processes.give_out(None))
         return saved
     with exclusive_lock(folder / ".lock", "prune", of="statistics", wait=say):
+        remove_unfinished_files(folder)
         missing = processes.give_out(saved.missing())
+        for path in saved.damaged(missing):
+            dense.reporter.warn(f"{path} is damaged, and gathered anew")
         if not missing:
             say(f"statistics of the dense model: {folder}, gathered before")
         _gather(saved, dense, missing)
@@ -92,13 +96,19 @@ def measured(
         if processes.is_main():
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(kept, found)
+                write_json(kept, {"measured": found, "sha256": _digest(found)})
     return found
 
 
 def _read(kept: Path) -> Mapping[str, float] | None:
-    with suppress(OSError, ValueError):  # not there yet, or damaged: measured anew
-        found = json.loads(kept.read_bytes())
-        if isinstance(found, dict) and all(isinstance(value, float) for value in found.values()):
+    # Not there yet, or damaged: measured anew.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads(kept.read_bytes())
+        found: Mapping[str, float] = document["measured"]
+        if _digest(found) == document["sha256"]:
             return found
     return None
+
+
+def _digest(measured: Mapping[str, float]) -> str:
+    return sha256(canonical_json(measured))

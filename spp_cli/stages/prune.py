@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -106,8 +106,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     if isinstance(model, StreamedModel):
         while done < blocks and rewriter.is_written(done) and records.is_done(done):
             done += 1
-        model.read_from(rewriter.read)
+        if processes.is_main():
+            rewriter.forget(done)  # else a block without a record would be pruned a second time
         done = processes.give_out(done)
+        model.read_from(rewriter.read)
     if done:
         reporter.say(f"going on after block {done} of {blocks}")
     progress = {"done": done, "total": blocks, "unit": "blocks", "order": order}
@@ -143,6 +145,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     copy_companions(sources.model, target, None if cast_to is None else config.model.dtype)
     packed, shapes, figures = records.collect(blocks)
     digest = save_masks(target, packed, shapes)
+    _tell_of_thin_text(figures, reporter)
     overall = write_sparsity_record(target, str(pattern), packed, shapes, digest)
     shutil.rmtree(target / RESUME, ignore_errors=True)
     return Result(
@@ -160,6 +163,26 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         },
         digest,
     )
+
+
+def _tell_of_thin_text(figures: Mapping[str, Mapping[str, Any]], reporter: Reporter) -> None:
+    """Warn of the layers, experts mostly, that have on record how few ``tokens`` reached them."""
+    few = {name: figure["tokens"] for name, figure in figures.items() if "tokens" in figure}
+    unreached = [name for name, tokens in few.items() if not tokens]
+    if unreached:
+        reporter.warn(
+            f"no calibration text reached {_and_others(unreached)}: pruned by magnitude. "
+            "Raise prune.calibration.samples"
+        )
+    if thin := sorted(set(few) - set(unreached), key=few.__getitem__):
+        reporter.warn(
+            f"fewer tokens than it has inputs reached {_and_others(thin)}, {few[thin[0]]} at the "
+            "least: what is solved from them rests on little. Raise prune.calibration.samples"
+        )
+
+
+def _and_others(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} other linear layers" if len(names) > 1 else "")
 
 
 def _own_batches(tokens: torch.Tensor, batch_size: int) -> list[torch.Tensor]:

@@ -179,7 +179,11 @@ def test_weights_too_coarse_to_be_moved_a_little_are_refused(tmp_path: Path) -> 
 
 def test_probes_that_would_send_tokens_to_other_experts_are_refused(tmp_path: Path) -> None:
     source = resident(make_model("mixtral", tmp_path / "model"))
-    with pytest.raises(ConfigError, match=r"sends tokens to other experts.*Set estimate: fisher"):
-        Sensitivity(estimate="hutchinson").measure(
-            source.decoder.all_linears(), dense(source, tmp_path)
-        )
+    linears, probing = source.decoder.all_linears(), Sensitivity(estimate="hutchinson")
+    told = r"sends tokens to other experts.*Set estimate: fisher"
+    with pytest.raises(ConfigError, match=told):
+        probing.check(linears, 0.5)
+    attention = [linear for linear in linears if "self_attn" in linear.name]
+    probing.check(attention, 0.5)
+    with pytest.raises(ConfigError, match=told):
+        probing.measure(attention, dense(source, tmp_path))

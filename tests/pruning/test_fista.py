@@ -154,3 +154,12 @@ def test_inputs_brought_to_one_norm_are_not_drowned_by_a_few_large_ones():
         for n in (False, True)
     ]
     assert errors[1] < 0.75 * errors[0]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@given(st.sampled_from(PATTERNS), st.integers(0, 99))
+def test_what_may_stay_is_not_zero(start, pattern, seed):
+    """Where the penalty leaves fewer weights of a group than the pattern, the rest are fitted."""
+    weight, inputs = a_layer(seed)
+    pruned = prune(Fista(start=start), weight, pattern, inputs)
+    assert torch.equal(pruned.weight != 0, pruned.keep)

@@ -158,3 +158,8 @@ def test_with_n_of_m_important_inputs_no_longer_share_a_group(tmp_path: Path) ->
         assert not NofM(2, 4).violations(layer.weight == 0)
         kept.append(layer.weight.abs().sum() / size)
     assert kept[1] > kept[0] + 0.1
+
+
+def test_a_permutation_without_groups_is_refused() -> None:
+    assert "Set --pattern, such as 2:4" in str(RIA(permute=True).misfit(Unstructured(0.5)))
+    assert RIA(permute=True).misfit(NofM(2, 4)) is RIA().misfit(Unstructured(0.5)) is None

@@ -22,6 +22,7 @@ from spp_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from spp_cli.progress import Silent
 from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import InputNorm
+from spp_cli.publishing import RESUME
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
 from spp_cli.stages import prune
 from spp_cli.stages.block_records import BlockRecords
@@ -127,6 +128,33 @@ def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
     assert went_on == ([f"going on after block {block} of {BLOCKS}"] if block else [])
 
 
+@pytest.mark.parametrize("damage", ["weights cut short", "record lost"])
+def test_a_block_that_was_damaged_since_is_pruned_anew_and_those_behind_it(
+    damage, dense, tmp_path, monkeypatch
+):
+    run(dense, tmp_path / "whole", method="sparsegpt")
+    original = CheckpointRewriter.begin
+
+    def dying(self, index, *arguments):
+        if index == 3:
+            raise Killed
+        return original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointRewriter, "begin", dying)
+        with pytest.raises(Killed):
+            run(dense, tmp_path / "cut", method="sparsegpt")
+    if damage == "weights cut short":
+        shard = sorted((tmp_path / "cut").glob("model-*.safetensors"))[1]
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        (tmp_path / "cut" / RESUME / "blocks" / "block-00001.safetensors").unlink()
+    talk = Talk()
+    run(dense, tmp_path / "cut", talk, method="sparsegpt")
+    assert f"going on after block 1 of {BLOCKS}" in talk.said
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
 def test_a_killed_pruning_goes_on_in_the_order_it_began_with(dense, tmp_path, monkeypatch):
     original = BlockRecords.begin
 
@@ -171,13 +199,24 @@ def test_a_killed_pruning_goes_on_with_the_ratios_it_began_with(
     assert result.metrics == whole.metrics
 
 
-@pytest.mark.parametrize("damaged", ['{"model.layers.0": ', "[1.0]", '{"model.layers.0": "1"}'])
-def test_measurements_that_were_damaged_on_disk_are_made_anew(damaged, dense, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:30],
+        lambda text: "[1.0]",
+        lambda text: "{}",
+        lambda text: text.replace("7.", "5.", 1),
+        lambda text: text.replace("layers.0", "layers.9", 1),
+    ],
+    ids=["cut short", "a list", "nothing", "another number", "another name"],
+)
+def test_measurements_that_were_damaged_on_disk_are_made_anew(damage, dense, tmp_path):
     kept = tmp_path / "kept"
     run(dense, tmp_path / "whole", kept=kept, allocation="owl")
     [measured] = kept.glob("*/owl-*.json")
     before = measured.read_text()
-    measured.write_text(damaged)
+    assert damage(before) != before
+    measured.write_text(damage(before))
     run(dense, tmp_path / "again", kept=kept, allocation="owl")
     assert measured.read_text() == before
     assert content(tmp_path / "again") == content(tmp_path / "whole")
@@ -237,6 +276,48 @@ def prune_without_another_forward(
             assert content(tmp_path / name) == content(tmp_path / f"{name}-alone")
 
 
+def test_experts_that_few_tokens_reach_are_told_of_in_a_line_each(tmp_path):
+    model = make_model(
+        "qwen3_moe", tmp_path / "model", torch.bfloat16, vocab_size=4096, num_experts=64
+    )
+    add_tokenizer(model)
+    warned = []
+    for target in ("cut", "whole"):
+        reporter = Silent()
+        result = run(model, tmp_path / target, reporter)
+        warned.append(reporter.warnings)
+    assert warned[0] == warned[1]
+    unreached, thin = warned[0]
+    tokens = {name: layer.get("tokens") for name, layer in result.metrics["layers"].items()}
+    none = [name for name, count in tokens.items() if count == 0]
+    few = [name for name, count in tokens.items() if count]
+    assert none
+    assert few
+    assert None in tokens.values()
+    assert f"reached {none[0]} and {len(none) - 1} other linear layers: pruned by" in unreached
+    assert (
+        f"and {len(few) - 1} other linear layers, {min(filter(None, tokens.values()))} at" in thin
+    )
+
+
+def test_experts_that_no_measured_sequence_reaches_lose_what_is_asked_for(tmp_path):
+    model = make_model(
+        "qwen3_moe", tmp_path / "model", torch.bfloat16, vocab_size=4096, num_experts=64
+    )
+    add_tokenizer(model)
+    reporter = Silent()
+    result = run(model, tmp_path / "a", reporter, allocation={"name": "sensitivity", "samples": 1})
+    measured = result.metrics["allocation"]["sensitivity"]
+    targets = {name: layer["target"] for name, layer in result.metrics["layers"].items()}
+    without = targets.keys() - measured.keys()
+    assert without
+    assert all(abs(targets[name] - 0.6) < 0.02 for name in without)
+    assert result.metrics["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    assert f"{len(without)} linear layers are reached by none of the sequences" in str(
+        reporter.warnings
+    )
+
+
 @torch.no_grad()
 def test_dense_statistics_are_those_of_the_dense_model(dense, tmp_path):
     result = run(dense, tmp_path / "a", order="dense")
@@ -290,7 +371,9 @@ def test_a_gathering_that_was_killed_goes_on(block, dense, tmp_path, monkeypatch
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["cut short", "of another make"])
+@pytest.mark.parametrize(
+    "damage", ["cut short", "of another make", "another bit", "another name", "another block's"]
+)
 def test_damaged_statistics_are_gathered_anew(damage, dense, tmp_path):
     kept = tmp_path / "kept"
     run(dense, tmp_path / "whole", kept=kept, order="dense", method="sparsegpt")
@@ -298,9 +381,20 @@ def test_damaged_statistics_are_gathered_anew(damage, dense, tmp_path):
     before = file.read_bytes()
     if damage == "cut short":
         file.write_bytes(before[:-1])
-    else:
+    elif damage == "of another make":
         save_file({"a": torch.zeros(1)}, file, {"format": "pt"})
-    run(dense, tmp_path / "again", kept=kept, order="dense", method="sparsegpt")
+    elif damage == "another bit":
+        file.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+    elif damage == "another name":
+        file.write_bytes(before.replace(b"q_proj", b"x_proj", 1))
+    else:
+        file.write_bytes(file.with_name("block-00002.safetensors").read_bytes())
+    leftover = file.with_name(".block-00001.safetensors.1.writing")
+    leftover.write_bytes(before)
+    reporter = Silent()
+    run(dense, tmp_path / "again", reporter, kept=kept, order="dense", method="sparsegpt")
+    assert reporter.warnings == [f"{file} is damaged, and gathered anew"]
+    assert not leftover.exists()
     assert file.read_bytes() == before
     assert content(tmp_path / "again") == content(tmp_path / "whole")
 
