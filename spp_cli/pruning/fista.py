@@ -63,7 +63,6 @@ class Fista(PruningMethod):
         lt=1,
         description="Share of the error that rounding may make; above it λ rises, below it falls",
     )
-
     normalize: bool = Field(
         False,
         description="Bring all inputs to one norm first: else a few large ones set the step and "
