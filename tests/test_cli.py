@@ -231,7 +231,8 @@ def test_calibrate_keeps_what_prune_then_takes() -> None:
 
 
 def test_what_was_pruned_is_skipped_then_seen_checked_and_measured() -> None:
-    assert spp("prune", *SMALL, "--pattern", "2:4", "--quiet").stderr == ""
+    [warning] = spp("prune", *SMALL, "--pattern", "2:4", "--quiet").stderr.splitlines()
+    assert warning.startswith("warning: fewer tokens than it has inputs reached model.layers.")
     again = spp("prune", *SMALL, "--pattern", "2:4")
     assert again.stdout == "prune is up to date: workspace/demo-wanda-2of4/prune\n"
 
