@@ -20,6 +20,7 @@ from typing import Any
 from spp_cli.reporting.figures import COLOURS, INK, Plot, save
 
 AMOUNTS = ("50 %", "60 %", "70 %", "75 %", "2:4", "4:8", "2:8")
+SHARES = ("uniform", "owl", "sensitivity")
 DRAWN = ("50 %", "2:4", "75 %")  # the others are in the tables
 _WIDTH = 5.0  # times the dense perplexity: what is drawn
 _TICKS = (20, 22, 25, 30, 35, 40, 50, 70, 100)
@@ -27,10 +28,11 @@ _TICKS = (20, 22, 25, 30, 35, 40, 50, 70, 100)
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: how it was pruned, to what, and what came of it."""
+    """One run: how it was pruned, to what, how that was shared out, and what came of it."""
 
     way: str
     amount: str
+    shares: str
     pruned: Mapping[str, Any]  # the manifest of the prune stage
     measured: Mapping[str, Any]  # the metrics of the eval stage
 
@@ -51,13 +53,13 @@ def entry(folder: Path) -> Entry:
     pruned = json.loads((folder / "prune" / "manifest.json").read_bytes())
     measured = json.loads((folder / "eval" / "manifest.json").read_bytes())
     how = pruned["settings"]["prune"]
-    parts = [how[key]["name"] for key in ("method", "refine", "recover", "allocation")]
+    parts = [how[key]["name"] for key in ("method", "refine", "recover")]
     if how["method"].get("permute"):
         parts[0] += ", permuted"
-    way = " + ".join(part for part in parts if part not in ("none", "uniform"))
+    way = " + ".join(part for part in parts if part != "none")
     pattern = how["pattern"]
     amount = f"{how['sparsity']:.0%}".replace("%", " %") if pattern == "unstructured" else pattern
-    return Entry(way, amount, pruned, measured["metrics"])
+    return Entry(way, amount, how["allocation"]["name"], pruned, measured["metrics"])
 
 
 def ranked(entries: list[Entry]) -> list[Entry]:
@@ -84,6 +86,18 @@ def table(entries: list[Entry], cell: Callable[[Entry], str]) -> str:
     for way in ways:
         lines.append(f"| {way} | {' | '.join(cells.get((way, at), '') for at in amounts)} |")
     return "\n".join(lines)
+
+
+def by_shares(entries: list[Entry], model: str) -> str:
+    """Return a table whose cells have the perplexities of ``model`` by each of ``SHARES``."""
+    found = {(each.way, each.amount, each.shares): each.perplexity(model) for each in entries}
+    shared = {(each.way, each.amount) for each in entries if each.shares != SHARES[0]}
+
+    def cell(each: Entry) -> str:
+        values = [found.get((each.way, each.amount, shares)) for shares in SHARES]
+        return " / ".join("–" if value is None else f"{value:.2f}" for value in values)
+
+    return table([each for each in entries if (each.way, each.amount) in shared], cell)
 
 
 def plot(entries: list[Entry]) -> Plot:
@@ -128,10 +142,11 @@ def plot(entries: list[Entry]) -> Plot:
 
 def main() -> None:
     root = Path(sys.argv[1])
-    entries = ranked([entry(path.parents[1]) for path in root.glob("*/eval/manifest.json")])
-    digests = {each.pruned["metrics"]["calibration"]["digest"] for each in entries
+    all_runs = [entry(path.parents[1]) for path in root.glob("*/eval/manifest.json")]
+    entries = ranked([each for each in all_runs if each.shares == SHARES[0]])
+    digests = {each.pruned["metrics"]["calibration"]["digest"] for each in all_runs
                if each.pruned["metrics"]["calibration"]}  # fmt: skip
-    print(f"{len(entries)} runs, calibration {', '.join(sorted(digests))[:16]}\n")
+    print(f"{len(all_runs)} runs, calibration {', '.join(sorted(digests))[:16]}\n")
     for title, cell in (
         (
             "Perplexity, pruned → finetuned",
@@ -149,6 +164,10 @@ def main() -> None:
         ),
     ):
         print(f"{title}:\n\n{table(entries, cell)}\n")
+    order = list(dict.fromkeys(each.way for each in entries))
+    all_runs.sort(key=lambda each: order.index(each.way))
+    for title, model in (("Pruned", "prune"), ("Finetuned", "merge")):
+        print(f"{title}, {' / '.join(SHARES)}:\n\n{by_shares(all_runs, model)}\n")
     for suffix in ("svg", "png"):
         save(plot(entries), root / f"league.{suffix}")
 
