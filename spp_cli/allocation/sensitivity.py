@@ -61,10 +61,10 @@ class Sensitivity(Allocation):
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
         """Return the sensitivity of each linear by name; of those that text reaches."""
         samples = max(1, self.samples // processes.count())
-        if self.estimate == "hutchinson" and has_experts(dense.source.decoder.model):
-            raise _jumps()
         if self.estimate == "fisher":
             traces = fisher_traces(dense, linears, samples)
+        elif has_experts(dense.source.decoder.model):
+            raise _jumps()
         else:
             traces = hessian_traces(dense, linears, samples, self.probes)
         reached = [linear for linear in linears if linear.name in traces]

@@ -174,7 +174,7 @@ def _tell_of_thin_text(figures: Mapping[str, Mapping[str, Any]], reporter: Repor
             f"no calibration text reached {_and_others(unreached)}: pruned by magnitude. "
             "Raise prune.calibration.samples"
         )
-    if thin := sorted(set(few) - set(unreached), key=few.__getitem__):
+    if thin := sorted((name for name in few if few[name]), key=few.__getitem__):
         reporter.warn(
             f"fewer tokens than it has inputs reached {_and_others(thin)}, {few[thin[0]]} at the "
             "least: what is solved from them rests on little. Raise prune.calibration.samples"

@@ -64,6 +64,14 @@ def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.fixture(scope="module")
+def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of two blocks with more experts than a little text reaches."""
+    folder = tmp_path_factory.mktemp("many") / "model"
+    make_model("qwen3_moe", folder, torch.bfloat16, vocab_size=4096, num_experts=64)
+    return add_tokenizer(folder)
+
+
 def run(
     dense: Path,
     target: Path,
@@ -89,6 +97,28 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+def run_killed(
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[type, str],
+    block: int,
+    dense: Path,
+    target: Path,
+    **how: object,
+) -> None:
+    """Prune as ``run`` does, killed at ``where``, a method of a class, called for a block."""
+    original = getattr(*where)
+
+    def dying(self, index, *arguments):
+        if index == block:
+            raise Killed
+        return original(self, index, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, dying)
+        with pytest.raises(Killed):
+            run(dense, target, **how)
+
+
 @pytest.mark.parametrize(
     ("method", "order"),
     [
@@ -105,21 +135,9 @@ def test_a_killed_pruning_goes_on_to_the_same_result_bit_for_bit(
     method, order, block, moment, dense, tmp_path, monkeypatch
 ):
     run(dense, tmp_path / "whole", method=method, order=order)
-    owner, name = {
-        "weights": (CheckpointRewriter, "begin"),
-        "record": (BlockRecords, "begin"),
-    }[moment]
-    original = getattr(owner, name)
-
-    def dying(self, index, *arguments):
-        if index == block:
-            raise Killed
-        return original(self, index, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
-            run(dense, tmp_path / "cut", method=method, order=order)
+    owner = {"weights": CheckpointRewriter, "record": BlockRecords}[moment]
+    how = {"method": method, "order": order}
+    run_killed(monkeypatch, (owner, "begin"), block, dense, tmp_path / "cut", **how)
     talk = Talk()
     result = run(dense, tmp_path / "cut", talk, method=method, order=order)
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
@@ -133,17 +151,8 @@ def test_a_block_that_was_damaged_since_is_pruned_anew_and_those_behind_it(
     damage, dense, tmp_path, monkeypatch
 ):
     run(dense, tmp_path / "whole", method="sparsegpt")
-    original = CheckpointRewriter.begin
-
-    def dying(self, index, *arguments):
-        if index == 3:
-            raise Killed
-        return original(self, index, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointRewriter, "begin", dying)
-        with pytest.raises(Killed):
-            run(dense, tmp_path / "cut", method="sparsegpt")
+    begin = (CheckpointRewriter, "begin")
+    run_killed(monkeypatch, begin, 3, dense, tmp_path / "cut", method="sparsegpt")
     if damage == "weights cut short":
         shard = sorted((tmp_path / "cut").glob("model-*.safetensors"))[1]
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -156,17 +165,7 @@ def test_a_block_that_was_damaged_since_is_pruned_anew_and_those_behind_it(
 
 
 def test_a_killed_pruning_goes_on_in_the_order_it_began_with(dense, tmp_path, monkeypatch):
-    original = BlockRecords.begin
-
-    def dying(self, index, *arguments):
-        if index == 1:
-            raise Killed
-        return original(self, index, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BlockRecords, "begin", dying)
-        with pytest.raises(Killed):
-            run(dense, tmp_path / "cut", sparsity=0.5)
+    run_killed(monkeypatch, (BlockRecords, "begin"), 1, dense, tmp_path / "cut", sparsity=0.5)
     with monkeypatch.context() as patch:  # memory has become scarce
         patch.setattr(prune, "choose_order", lambda *_: "two-pass")
         assert run(dense, tmp_path / "cut", sparsity=0.5).metrics["order"] == "one-pass"
@@ -276,15 +275,14 @@ def prune_without_another_forward(
             assert content(tmp_path / name) == content(tmp_path / f"{name}-alone")
 
 
-def test_experts_that_few_tokens_reach_are_told_of_in_a_line_each(tmp_path):
-    model = make_model(
-        "qwen3_moe", tmp_path / "model", torch.bfloat16, vocab_size=4096, num_experts=64
-    )
-    add_tokenizer(model)
+def test_experts_that_few_tokens_reach_are_told_of_in_a_line_each(
+    many_experts, tmp_path, monkeypatch
+):
+    run_killed(monkeypatch, (BlockRecords, "begin"), 1, many_experts, tmp_path / "cut")
     warned = []
     for target in ("cut", "whole"):
         reporter = Silent()
-        result = run(model, tmp_path / target, reporter)
+        result = run(many_experts, tmp_path / target, reporter)
         warned.append(reporter.warnings)
     assert warned[0] == warned[1]
     unreached, thin = warned[0]
@@ -300,13 +298,9 @@ def test_experts_that_few_tokens_reach_are_told_of_in_a_line_each(tmp_path):
     )
 
 
-def test_experts_that_no_measured_sequence_reaches_lose_what_is_asked_for(tmp_path):
-    model = make_model(
-        "qwen3_moe", tmp_path / "model", torch.bfloat16, vocab_size=4096, num_experts=64
-    )
-    add_tokenizer(model)
-    reporter = Silent()
-    result = run(model, tmp_path / "a", reporter, allocation={"name": "sensitivity", "samples": 1})
+def test_experts_that_no_measured_sequence_reaches_lose_what_is_asked_for(many_experts, tmp_path):
+    reporter, allocation = Silent(), {"name": "sensitivity", "samples": 1}
+    result = run(many_experts, tmp_path / "a", reporter, allocation=allocation)
     measured = result.metrics["allocation"]["sensitivity"]
     targets = {name: layer["target"] for name, layer in result.metrics["layers"].items()}
     without = targets.keys() - measured.keys()
@@ -351,22 +345,15 @@ def test_a_gathering_that_was_killed_goes_on(block, dense, tmp_path, monkeypatch
     run(dense, tmp_path / "whole", order="dense", method="sparsegpt")
     written = []
 
-    def dying(self, index, *arguments):
-        if index == block:
-            raise Killed
-        return original(self, index, *arguments)
-
     def counting(self, index, *arguments):
         written.append(index)
         return original(self, index, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(SavedStatistics, "write", dying)
-        with pytest.raises(Killed):
-            run(dense, tmp_path / "cut", kept=kept, order="dense", method="sparsegpt")
+    how = {"kept": kept, "order": "dense", "method": "sparsegpt"}
+    run_killed(monkeypatch, (SavedStatistics, "write"), block, dense, tmp_path / "cut", **how)
     with monkeypatch.context() as patch:
         patch.setattr(SavedStatistics, "write", counting)
-        run(dense, tmp_path / "cut", kept=kept, order="dense", method="sparsegpt")
+        run(dense, tmp_path / "cut", **how)
     assert written == list(range(block, BLOCKS))
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
