@@ -15,13 +15,19 @@ from spp_cli.config import SppConfig
 from spp_cli.data.tokens import resolve_length
 from spp_cli.fingerprint import Difference, Fingerprint, differences
 from spp_cli.memory import peak_memory
-from spp_cli.models.activations import choose_offload
+from spp_cli.models.activations import Offload, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
 from spp_cli.pipeline import settings_fingerprint
 from spp_cli.pruning.engine import misfits
-from spp_cli.pruning.needs import CalibrationSize, held_in_one_pass, prune_needs
+from spp_cli.pruning.needs import (
+    CalibrationSize,
+    held_in_one_pass,
+    hidden_states,
+    measuring_needs,
+    prune_needs,
+)
 from spp_cli.pruning.orders import choose_order
 from spp_cli.pruning.saved import KEPT, check_kept
 from spp_cli.pruning.statistics import fewest
@@ -74,10 +80,14 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     if order == "auto":
         held = held_in_one_pass(tokens, linears, kinds)
         order = choose_order(pattern.sparsity, held, device, kinds) if is_here else "two-pass"
-    hidden_states = tokens * model.config.get_text_config().hidden_size * compute.itemsize
-    offload = settings.offload
-    if offload == "auto":
-        offload = choose_offload(hidden_states, device) if is_here else "cpu"
+
+    def offload_of(count: int) -> Offload:
+        """Return where the hidden states of so many tokens would be kept."""
+        if settings.offload != "auto":
+            return settings.offload
+        return choose_offload(hidden_states(count, model.config), device) if is_here else "cpu"
+
+    offload = offload_of(tokens)
     needs = prune_needs(
         decoder,
         linears,
@@ -92,6 +102,21 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
         compute=compute,
         stored=stored,
     )
+    if text and settings.allocation.reads_text:
+        samples = min(settings.allocation.gradient_samples, text.samples)
+        needs = needs.after(
+            measuring_needs(
+                decoder,
+                linears,
+                text,
+                passes=settings.allocation.passes,
+                samples=samples,
+                offload=offload_of(samples * text.length * (len(decoder.blocks) + 1)),
+                on_gpu=device.type != "cpu",
+                compute=compute,
+                stored=stored,
+            )
+        )
     return {
         "model": {
             "path": config.model.path,

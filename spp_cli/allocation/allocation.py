@@ -24,10 +24,24 @@ class Allocated(NamedTuple):
 class Allocation(Section):
     """Base of all allocations: one frozen model whose fields are its YAML keys."""
 
-    reads_text: ClassVar[bool] = False  # whether it looks at the calibration text
     unmeasured: ClassVar[frozenset[str]] = frozenset()  # keys that ``measure`` does not look at
 
     name: str
+
+    @property
+    def passes(self) -> int:
+        """How many times ``measure`` reads each block; 0 if it looks at no text."""
+        return 0
+
+    @property
+    def gradient_samples(self) -> int:
+        """Of how many calibration sequences ``measure`` takes gradients."""
+        return 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it looks at the calibration text."""
+        return self.passes > 0
 
     def check(self, linears: Sequence[Linear], sparsity: float) -> None:
         """Refuse, before any text is read, what can never be allocated.

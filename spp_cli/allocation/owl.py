@@ -29,7 +29,6 @@ class OWL(Allocation):
     reaches loses the share asked for.
     """
 
-    reads_text: ClassVar[bool] = True
     unmeasured: ClassVar[frozenset[str]] = frozenset({"width"})
 
     name: Literal["owl"] = "owl"
@@ -39,6 +38,10 @@ class OWL(Allocation):
     width: float = Field(
         0.08, gt=0, lt=0.5, description="Half of the range of the blocks' ratios, λ in the paper"
     )
+
+    @property
+    def passes(self) -> int:
+        return 1
 
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
         """Return of each block, by its path, how many of 100 scores are outliers.

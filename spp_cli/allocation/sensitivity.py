@@ -37,7 +37,6 @@ class Sensitivity(Allocation):
     it loses the share asked for.
     """
 
-    reads_text: ClassVar[bool] = True
     unmeasured: ClassVar[frozenset[str]] = frozenset({"width"})
 
     name: Literal["sensitivity"] = "sensitivity"
@@ -53,6 +52,14 @@ class Sensitivity(Allocation):
         8, ge=1, description="Calibration sequences it is measured on; the first ones"
     )
     probes: int = Field(1, ge=1, description="Random probes of hutchinson")
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.estimate == "fisher" else 4 * self.probes
+
+    @property
+    def gradient_samples(self) -> int:
+        return self.samples
 
     def check(self, linears: Sequence[Linear], sparsity: float) -> None:
         if self.estimate == "hutchinson" and any(linear.is_routed for linear in linears):
@@ -111,7 +118,7 @@ def fisher_traces(dense: DenseModel, linears: Sequence[Linear], samples: int) ->
     log-likelihood has this trace in expectation; the loss is that divided by the tokens.
     """
     squares = (
-        (linear, gradient.square().sum(dtype=torch.float64).item())
+        (linear, torch.linalg.vector_norm(gradient, dim=1).double().square().sum().item())
         for linear, gradient in dense.gradients(linears, samples)
     )
     return _means(squares, linears, min(samples, dense.sequences))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import BlockCalls, capture_calls
 from spp_cli.models.decoder import Linear
+from spp_cli.models.heap import return_free_memory
 from spp_cli.models.streaming import BlockSource
 
 __all__ = ["loss_gradients"]
@@ -67,11 +68,16 @@ def loss_gradients(
                 activations[at], *found = torch.autograd.grad(
                     output, [states, *weights], activations[at], allow_unused=True
                 )
-                for linear, gradient in zip(linears, found, strict=True):
+                found.reverse()
+                for linear in linears:
                     linear.parameter.requires_grad_(False)
+                    gradient = found.pop()
                     if gradient is not None:
                         predicted = placed[number].numel() - 1
-                        yield linear, linear.as_stored(gradient).float() / predicted
+                        yield linear, linear.as_stored(gradient).float().div_(predicted)
+                # They are gone before the next are made: else a block would take twice as much.
+                del gradient
+                return_free_memory()
         on_block()
 
 

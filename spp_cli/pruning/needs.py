@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from spp_cli.models.activations import Offload
 from spp_cli.models.decoder import Decoder, Linear
@@ -18,7 +20,14 @@ from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.recovering.recovery import Recovery
 
-__all__ = ["CalibrationSize", "Needs", "held_in_one_pass", "prune_needs"]
+__all__ = [
+    "CalibrationSize",
+    "Needs",
+    "held_in_one_pass",
+    "hidden_states",
+    "measuring_needs",
+    "prune_needs",
+]
 
 _FLOAT32 = 4
 
@@ -49,6 +58,21 @@ class Needs:
     disk: int
     read: int
     written: int
+
+    def after(self, earlier: Needs) -> Needs:
+        """Return what both take, one after the other."""
+        return Needs(
+            device=max(self.device, earlier.device),
+            memory=max(self.memory, earlier.memory),
+            disk=max(self.disk, earlier.disk),
+            read=self.read + earlier.read,
+            written=self.written + earlier.written,
+        )
+
+
+def hidden_states(tokens: int, config: Any) -> int:
+    """Return the bytes, at most, of what flows between two blocks of a model with ``config``."""
+    return int(tokens * config.get_text_config().hidden_size * _FLOAT32)
 
 
 def held_in_one_pass(
@@ -89,10 +113,8 @@ def prune_needs(
         stored: the type of the weights in the checkpoint.
     """
     blocks = decoder.by_block(linears)
-    inside = {id(tensor) for block in decoder.blocks for tensor in block.parameters()}
-    parameters = {id(tensor): tensor.numel() for tensor in decoder.model.parameters()}
-    whole = sum(parameters.values()) * stored.itemsize
-    block = max(sum(t.numel() for t in block.parameters()) for block in decoder.blocks)
+    whole = _size(decoder.model) * stored.itemsize
+    block = _largest_block(decoder)
     pruned = [sum(linear.weight.numel() for linear in chosen) for chosen in blocks]
     masks = sum(pruned) // 8
 
@@ -113,9 +135,8 @@ def prune_needs(
     if calibration:
         hidden = decoder.model.config.get_text_config().hidden_size
         widest = max(linear.in_features for linear in linears)
-        base = sum(t.numel() for t in decoder.model.base_model.parameters() if id(t) not in inside)
         states = calibration.tokens * hidden * compute.itemsize
-        on_device += base * compute.itemsize
+        on_device += _shell(decoder) * compute.itemsize
         on_device += calibration.tokens_at_once * (6 * hidden + 5 * widest) * _FLOAT32
         sizes = [
             [_statistics(kinds, group[0].in_features) for group in of_block] for of_block in groups
@@ -137,6 +158,71 @@ def prune_needs(
         read=whole * (2 if saved else 1) + saved,
         written=whole + masks + saved,
     )
+
+
+def measuring_needs(
+    decoder: Decoder,
+    linears: Sequence[Linear],
+    calibration: CalibrationSize,
+    *,
+    passes: int,
+    samples: int,
+    offload: Offload,
+    on_gpu: bool,
+    compute: torch.dtype,
+    stored: torch.dtype,
+) -> Needs:
+    """Return what it takes to measure how much each of ``linears`` is to lose.
+
+    Gradients keep the inputs of all blocks. Beside them there is either the head, with the logits
+    of one sequence and their gradients, or a block with its activations and the gradients of its
+    linears. What takes none goes block by block as pruning does, and holds no more.
+
+    Args:
+        passes: how many times each block is read.
+        samples: sequences of which gradients are taken.
+        offload: of what gradients keep.
+
+    The others are those of ``prune_needs``.
+    """
+    read = passes * _size(decoder.model) * stored.itemsize
+    if not samples:
+        return Needs(device=0, memory=0, disk=0, read=read, written=0)
+    config, length = decoder.model.config.get_text_config(), calibration.length
+    states = samples * length * config.hidden_size * compute.itemsize * (len(decoder.blocks) + 1)
+    head = _size(decoder.model) - _size(decoder.model.base_model)
+    logits = length * config.vocab_size * (compute.itemsize + 3 * _FLOAT32)
+    widest = max(linear.in_features for linear in linears)
+    block = _largest_block(decoder) + max(
+        sum(linear.weight.numel() for linear in inside) for inside in decoder.by_block(linears)
+    )
+    largest = max(linear.weight.numel() for linear in linears)
+    in_block = block * compute.itemsize + largest * _FLOAT32
+    in_block += length * (12 * config.hidden_size + 6 * widest) * _FLOAT32
+    on_device = _shell(decoder) * compute.itemsize
+    on_device += max(head * compute.itemsize + logits, in_block)
+    on_device += states if offload == "device" else 0
+    return Needs(
+        device=on_device if on_gpu else 0,
+        memory=(states if offload == "cpu" else 0) + (0 if on_gpu else on_device),
+        disk=states if offload == "disk" else 0,
+        read=read,
+        written=0,
+    )
+
+
+def _size(module: nn.Module) -> int:
+    """Return how many parameters there are; tied ones are counted once."""
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def _largest_block(decoder: Decoder) -> int:
+    return max(map(_size, decoder.blocks))
+
+
+def _shell(decoder: Decoder) -> int:
+    """Return how many parameters lie outside the blocks, without the head."""
+    return _size(decoder.model.base_model) - sum(map(_size, decoder.blocks))
 
 
 def _by_input(linears: Sequence[Linear]) -> list[list[Linear]]:

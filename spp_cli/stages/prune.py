@@ -27,7 +27,7 @@ from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
-from spp_cli.pruning.needs import held_in_one_pass
+from spp_cli.pruning.needs import held_in_one_pass, hidden_states
 from spp_cli.pruning.orders import ORDERS, TwoPass, choose_order
 from spp_cli.pruning.output_error import best_known
 from spp_cli.pruning.saved import check_kept
@@ -222,6 +222,5 @@ def _activations(
     """Return the place for the hidden states of ``tokens``, as ``prune.offload`` says."""
     offload = config.prune.offload
     if offload == "auto":
-        hidden_size = model.config.get_text_config().hidden_size
-        offload = choose_offload(tokens * hidden_size * 4, device)
+        offload = choose_offload(hidden_states(tokens, model.config), device)
     return ActivationStore(offload, device, folder / f"activations-{processes.number()}")

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import add_tokenizer, make_model
 from typer.testing import CliRunner
 
@@ -29,26 +31,38 @@ SETTINGS = [
     *("--set", "eval.tasks=[perplexity]", "--set", "eval.perplexity.max_chunks=8"),
 ]
 COMMANDS = ("prune", "finetune", "merge", "eval")
-SPP = [sys.executable, "-m", "spp_cli"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute here as the processes do: with more threads sums come out otherwise in last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(command: str, workspace: Path) -> list[str]:
+    return [command, "--workspace", str(workspace), "--run", "r", *SETTINGS]
 
 
 def start(command: str, workspace: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SPP, command, "--workspace", str(workspace), "--run", "r", *SETTINGS, *more],
+        [sys.executable, "-m", "spp_cli", *small(command, workspace), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ONE_THREAD,
         # Where the tests run in the background, SIGINT would be ignored from the start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def finish(command: str, workspace: Path, *more: str) -> None:
-    """Run a command to its end."""
-    process = start(command, workspace, *more)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+def spp(*arguments: str) -> None:
+    """Run a command to its end, in this process, which has imported everything already."""
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 0, ended.output
 
 
 def outputs(workspace: Path) -> dict[str, str]:
@@ -91,12 +105,12 @@ WORKED = {
 def test_any_stage_killed_at_any_moment_ends_in_the_result_of_an_undisturbed_run(tmp_path):
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
     for command in COMMANDS:
-        finish(command, calm)
+        spp(*small(command, calm))
     expected = outputs(calm)
     moments = random.Random(0)
     kills = 0
     for command in COMMANDS:
-        for pattern in (BEGUN.format(command=command), WORKED[command], WORKED[command]):
+        for pattern in (BEGUN.format(command=command), WORKED[command]):
             before = outputs(shaken)
             process = start(command, shaken)
             wait_for(pattern, shaken, process)
@@ -107,13 +121,8 @@ def test_any_stage_killed_at_any_moment_ends_in_the_result_of_an_undisturbed_run
             after = outputs(shaken)
             assert before.items() <= after.items(), f"{command} after {pattern}"
             assert after.items() <= expected.items(), f"{command} after {pattern}"
-            status = subprocess.run(
-                [*SPP, "status", "--workspace", str(shaken), "--json"],
-                capture_output=True,
-                check=False,
-            )
-            assert status.returncode == 0
-        finish(command, shaken)
+            spp("status", "--workspace", str(shaken), "--json")
+        spp(*small(command, shaken))
     assert kills >= len(COMMANDS)  # the work of some is so quick that a kill can come too late
     assert outputs(shaken) == expected
 
@@ -135,7 +144,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_ends_in_130(tmp_path):
 
 @pytest.mark.slow
 def test_the_old_result_survives_a_killed_replacement(tmp_path):
-    finish("prune", tmp_path)
+    spp(*small("prune", tmp_path))
     before = outputs(tmp_path)
     process = start("prune", tmp_path, "--set", "prune.sparsity=0.6", "--force")
     assert process.stderr is not None
@@ -185,8 +194,6 @@ while True:
     kills += 1
 print(kills, os.WEXITSTATUS(status))
 """
-# The same number of threads: with another one sums come out otherwise in their last bits.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def kill_often(command: list[str], model: Path, partial: Path, seed: int) -> int:
@@ -217,8 +224,7 @@ def test_a_pruning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_run
 
     # Each in a workspace of its own: in a common one it would be pruned once and linked.
     common = ["prune", *settings, "--run", "r", "--workspace"]
-    calm = [*common, str(tmp_path / "calm")]
-    subprocess.run([*SPP, *calm], check=True, capture_output=True, env=ONE_THREAD)
+    spp(*common, str(tmp_path / "calm"))
     kills, seed = 0, 0
     while kills < 20:  # a run that was through before its twentieth kill is followed by another
         run = f"shaken-{seed}"
@@ -240,7 +246,7 @@ def test_a_finetuning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_
     model = add_tokenizer(make_model("llama", tmp_path / "model", vocab_size=4096))
     place = ["--workspace", str(tmp_path / "workspace"), "--run"]
     prune = ["prune", "--model", str(model), "--method", "magnitude", "--pattern", "2:4"]
-    assert CliRunner().invoke(app, [*prune, *place, "pruned"]).exit_code == 0
+    spp(*prune, *place, "pruned")
     text = tmp_path / "text.txt"  # short, so that most of the time is training
     text.write_text("".join(f"def add_{n}(x): return x + {n}\n" for n in range(200)))
     common = ["finetune", "--data", str(text), "--sequence-length", "32", "--epochs", "8"]
@@ -259,7 +265,7 @@ def test_a_finetuning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_
         lines = [{key: line.get(key) for key in REPRODUCIBLE} for line in log]
         return (folder / "adapter.safetensors").read_bytes(), lines
 
-    subprocess.run([*SPP, *begin("calm")], check=True, capture_output=True, env=ONE_THREAD)
+    spp(*begin("calm"))
     kills, seed = 0, 0
     while kills < 20:
         run = f"r{seed}"

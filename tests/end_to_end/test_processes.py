@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from spp_cli.cli import app
 from spp_cli.locking import lock_holder
 
 pytestmark = pytest.mark.slow
@@ -23,12 +26,26 @@ LAUNCH = (
 )
 
 
-def spp(folder: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launch, "-m", "spp_cli", *arguments]
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def together(*arguments: str) -> subprocess.CompletedProcess:
+    """Run a command in two processes."""
+    command = [sys.executable, *LAUNCH, "-m", "spp_cli", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def prune_both_ways(*how: str) -> list[dict[str, Any]]:
+    """Prune as run ``two`` in two processes, and as run ``one`` in this; return their metrics."""
+    two = together("prune", *SMALL, *how, "--run", "two", "--json")
+    assert two.returncode == 0, two.stderr
+    # --force: else it would be linked from the other run, which is the same.
+    one = CliRunner().invoke(app, ["prune", *SMALL, *how, "--run", "one", "--force", "--json"])
+    assert one.exit_code == 0, one.stderr
+    return [json.loads(answer)["metrics"] for answer in (two.stdout, one.stdout)]
 
 
 @pytest.mark.parametrize(
@@ -42,19 +59,10 @@ def spp(folder: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subproce
     ],
     ids=["two-pass", "one-pass", "dsnot", "dense", "gradients"],
 )
-def test_two_processes_prune_as_one_does(how, tmp_path):
-    together = spp(tmp_path, "prune", *SMALL, *how, "--run", "two", "--json", launch=LAUNCH)
-    assert together.returncode == 0, together.stderr
-    # --force: else it would be linked from the other run, which is the same.
-    alone = spp(tmp_path, "prune", *SMALL, *how, "--run", "one", "--force", "--json")
-    assert alone.returncode == 0, alone.stderr
-    assert (
-        json.loads(together.stdout)["metrics"]["sparsity"]
-        == (json.loads(alone.stdout)["metrics"]["sparsity"])
-    )
-    weights = [
-        load_file(tmp_path / f"workspace/{run}/prune/model.safetensors") for run in ("one", "two")
-    ]
+def test_two_processes_prune_as_one_does(how):
+    two, one = prune_both_ways(*how)
+    assert two["sparsity"] == one["sparsity"]
+    weights = [load_file(f"workspace/{run}/prune/model.safetensors") for run in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
     differing = sum(int((weights[0][name] != weights[1][name]).sum()) for name in weights[0])
     # Sums in another order may turn a near tie: at most one weight in a thousand.
@@ -71,44 +79,36 @@ def test_two_processes_prune_as_one_does(how, tmp_path):
     ],
     ids=["sparsegpt", "fista", "wanda++"],
 )
-def test_two_processes_make_a_model_as_good_as_one_does(how, key, within, tmp_path):
+def test_two_processes_make_a_model_as_good_as_one_does(how, key, within):
     # Not compared weight by weight: one near tie that turns changes the weights of all columns
     # behind it, or the penalty that FISTAPruner settles on.
-    losses = []
-    for run, launch in (("two", LAUNCH), ("one", ())):
-        done = spp(
-            tmp_path,
-            *("prune", *SMALL, *how, "--pattern", "2:4", "--run", run, "--force", "--json"),
-            launch=launch,
-        )
-        assert done.returncode == 0, done.stderr
-        layers = json.loads(done.stdout)["metrics"]["layers"].values()
-        losses.append(sum(layer[key] for layer in layers))
-    assert losses[0] == pytest.approx(losses[1], rel=within)
+    two, one = (
+        sum(layer[key] for layer in metrics["layers"].values())
+        for metrics in prune_both_ways(*how, "--pattern", "2:4")
+    )
+    assert two == pytest.approx(one, rel=within)
 
 
-def test_a_pruning_by_two_processes_that_was_killed_goes_on(tmp_path):
+def test_a_pruning_by_two_processes_that_was_killed_goes_on():
     how = (*SMALL, "--sparsity", "0.75", "--run", "cut")
     slow = [sys.executable, *LAUNCH, "-m", "spp_cli", "prune", *how]
     process = subprocess.Popen(
         slow,
-        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
-    record = tmp_path / "workspace/cut/prune.partial/.resume/blocks/block-00001.safetensors"
+    record = Path("workspace/cut/prune.partial/.resume/blocks/block-00001.safetensors")
     while not record.exists():
         assert process.poll() is None
-    os.kill(lock_holder(tmp_path / "workspace/cut/.lock")["pid"], signal.SIGKILL)
+    os.kill(lock_holder(Path("workspace/cut/.lock"))["pid"], signal.SIGKILL)
     assert process.wait() != 0  # the launcher ends the other process
-    again = spp(tmp_path, "prune", *how, launch=LAUNCH)
+    again = together("prune", *how)
     assert again.returncode == 0, again.stderr
     assert "going on after block" in again.stderr
-    whole = spp(tmp_path, "prune", *how[:-1], "whole", "--force", launch=LAUNCH)
+    whole = together("prune", *how[:-1], "whole", "--force")
     assert whole.returncode == 0, whole.stderr
     contents = [
-        (tmp_path / f"workspace/{run}/prune/model.safetensors").read_bytes()
-        for run in ("cut", "whole")
+        Path(f"workspace/{run}/prune/model.safetensors").read_bytes() for run in ("cut", "whole")
     ]
     assert contents[0] == contents[1]
 
@@ -125,7 +125,7 @@ def test_a_pruning_by_two_processes_that_was_killed_goes_on(tmp_path):
         (("eval", "--stage", "dense"), "error: eval runs in one process, and there are 2"),
     ],
 )
-def test_a_mistake_is_told_once(arguments, message, tmp_path):
-    done = spp(tmp_path, *arguments, launch=LAUNCH)
+def test_a_mistake_is_told_once(arguments, message):
+    done = together(*arguments)
     assert done.returncode != 0
     assert done.stderr.count(message) == 1, done.stderr
