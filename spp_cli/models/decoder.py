@@ -190,7 +190,10 @@ def select(
         and not any(_matches(linear.name, glob) for glob in exclude)
     ]
     if not chosen:
-        raise ConfigError(f"{keys[0]} and {keys[1]} leave no linear layer")
+        raise ConfigError(
+            f"{keys[1]} matches every linear layer that {keys[0]} does, so that none is left. "
+            f"Shorten {keys[1]}"
+        )
     return chosen
 
 

@@ -293,7 +293,8 @@ MISTAKES = [
     Mistake(
         "an --exclude of everything",
         f"{PRUNE} --exclude '*'",
-        "prune.include and prune.exclude leave no linear layer",
+        "prune.exclude matches every linear layer that prune.include does, so that none is left. "
+        "Shorten prune.exclude",
     ),
     Mistake(
         "an adapter for no layer",
