@@ -71,12 +71,10 @@ def loss_gradients(
                 found.reverse()
                 for linear in linears:
                     linear.parameter.requires_grad_(False)
-                    gradient = found.pop()
+                    gradient = found.pop()  # let go: else two sequences' would be held at once
                     if gradient is not None:
                         predicted = placed[number].numel() - 1
                         yield linear, linear.as_stored(gradient).float().div_(predicted)
-                # They are gone before the next are made: else a block would take twice as much.
-                del gradient
                 return_free_memory()
         on_block()
 

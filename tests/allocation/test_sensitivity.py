@@ -113,6 +113,15 @@ def test_gradients_block_by_block_are_those_of_the_whole_model(family: str, tmp_
     assert head.is_meta == (head is not source.model.get_input_embeddings().weight)
 
 
+def test_a_block_in_which_nothing_is_pruned_is_passed_by(tmp_path: Path) -> None:
+    source = streamed(make_model("llama", tmp_path / "model", num_hidden_layers=3))
+    linears = source.decoder.all_linears()
+    expected = fisher_traces(dense(source, tmp_path), linears, SAMPLES)
+    chosen = [linear for linear in linears if ".layers.1." in linear.name]
+    found = fisher_traces(dense(source, tmp_path), chosen, SAMPLES)
+    assert found == {linear.name: expected[linear.name] for linear in chosen}
+
+
 @pytest.mark.parametrize("kind", ["cpu", "disk"])
 def test_where_activations_wait_changes_nothing(kind: Offload, tmp_path: Path) -> None:
     source = streamed(make_model("llama", tmp_path / "model"))
