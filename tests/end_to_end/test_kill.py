@@ -110,7 +110,7 @@ def test_any_stage_killed_at_any_moment_ends_in_the_result_of_an_undisturbed_run
     moments = random.Random(0)
     kills = 0
     for command in COMMANDS:
-        for pattern in (BEGUN.format(command=command), WORKED[command]):
+        for pattern in (BEGUN.format(command=command), WORKED[command], WORKED[command]):
             before = outputs(shaken)
             process = start(command, shaken)
             wait_for(pattern, shaken, process)
