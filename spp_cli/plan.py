@@ -104,14 +104,15 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     )
     if text and settings.allocation.reads_text:
         samples = min(settings.allocation.gradient_samples, text.samples)
+        tokens_kept = samples * text.length * (len(decoder.blocks) + 1)
         needs = needs.after(
             measuring_needs(
                 decoder,
                 linears,
-                text,
                 passes=settings.allocation.passes,
-                samples=samples,
-                offload=offload_of(samples * text.length * (len(decoder.blocks) + 1)),
+                tokens_kept=tokens_kept,
+                length=text.length,
+                offload=offload_of(tokens_kept),
                 on_gpu=device.type != "cpu",
                 compute=compute,
                 stored=stored,

@@ -80,9 +80,9 @@ class Needs:
         )
 
 
-def hidden_states(tokens: int, config: Any) -> int:
-    """Return the bytes, at most, of what flows between two blocks of a model with ``config``."""
-    return int(tokens * config.get_text_config().hidden_size * _FLOAT32)
+def hidden_states(tokens: int, config: Any, dtype: torch.dtype = torch.float32) -> int:
+    """Return the bytes of what flows between two blocks of a model with ``config``."""
+    return int(tokens * config.get_text_config().hidden_size * dtype.itemsize)
 
 
 def held_in_one_pass(
@@ -145,7 +145,7 @@ def prune_needs(
     if calibration:
         hidden = decoder.model.config.get_text_config().hidden_size
         widest = max(linear.in_features for linear in linears)
-        states = calibration.tokens * hidden * compute.itemsize
+        states = hidden_states(calibration.tokens, decoder.model.config, compute)
         on_device += _shell(decoder) * compute.itemsize
         on_device += calibration.tokens_at_once * (6 * hidden + 5 * widest) * _FLOAT32
         sizes = [
@@ -172,10 +172,10 @@ def prune_needs(
 def measuring_needs(
     decoder: Decoder,
     linears: Sequence[Linear],
-    calibration: CalibrationSize,
     *,
     passes: int,
-    samples: int,
+    tokens_kept: int,
+    length: int,
     offload: Offload,
     on_gpu: bool,
     compute: torch.dtype,
@@ -189,16 +189,15 @@ def measuring_needs(
 
     Args:
         passes: how many times each block is read.
-        samples: sequences of which gradients are taken.
-        offload: of what gradients keep.
+        tokens_kept: those whose hidden states are kept for gradients; 0 if none are taken.
+        length: of a sequence, in tokens.
 
     The others are those of ``prune_needs``.
     """
     read = passes * _size(decoder.model) * stored.itemsize
-    if not samples:
+    if not tokens_kept:
         return Needs(device=0, memory=0, disk=0, read=read, written=0)
-    config, length = decoder.model.config.get_text_config(), calibration.length
-    states = samples * length * config.hidden_size * compute.itemsize * (len(decoder.blocks) + 1)
+    config = decoder.model.config.get_text_config()
     head = _size(decoder.model) - _size(decoder.model.base_model)
     logits = length * config.vocab_size * (compute.itemsize + 3 * _FLOAT32)
     widest = max(linear.in_features for linear in linears)
@@ -217,6 +216,7 @@ def measuring_needs(
         read=read,
         written=0,
     )
+    states = hidden_states(tokens_kept, decoder.model.config, compute)
     return needs.keeping(states, offload, on_gpu)
 
 
