@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from spp_cli import __version__
 from spp_cli.errors import WorkspaceError
+from spp_cli.stage_facts import deciding, reads_seed
 
 FORMAT = 2  # raised when the same settings and inputs come to mean another result
 UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
@@ -31,11 +32,13 @@ _FREE_SPACE = "Finished stages are intact. Free some space, then run the same co
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that decides a stage's result, and nothing else: no path, run name or device.
+    """What a stage's result is made from: settings, inputs and seed; no path, run name or device.
 
     ``settings`` are the sections that matter for the stage, nested as in the YAML; ``inputs`` are
     digests by name, where an earlier stage of the run goes by the stage's name. ``defaults`` are
     the keys of ``settings``, each from the section down, that have their default value.
+
+    Digest and comparisons leave out what decides nothing, as ``stage_facts`` has it.
     """
 
     settings: Mapping[str, Any]
@@ -45,13 +48,15 @@ class Fingerprint:
     defaults: frozenset[tuple[str, ...]] = frozenset()
 
     def record(self) -> dict[str, Any]:
-        """Return what is kept of it on the disk: all that decides."""
+        """Return what is kept of it on the disk."""
         return {name: value for name, value in vars(self).items() if name != "defaults"}
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of the canonical JSON of ``record``."""
-        return sha256(canonical_json(self.record()))
+        """SHA-256, in hex, of the canonical JSON of all that decides."""
+        seed = self.seed if reads_seed(self.settings) else None
+        decided = {"settings": deciding(self.settings), "seed": seed}
+        return sha256(canonical_json({**self.record(), **decided}))
 
     def is_met_by(self, old: Fingerprint) -> bool:
         """Whether what was made from ``old`` is what this one asks for.
@@ -107,19 +112,14 @@ class Difference:
 
 
 def differences(old: Fingerprint, new: Fingerprint) -> list[Difference]:
-    """Return every setting that is not the same, the seed included; inputs are not compared.
+    """Return every setting that decides and is not the same, a seed that is read included.
 
-    One that ``old`` lacks is the same if ``new`` has its default.
+    One that ``old`` lacks is the same if ``new`` has its default. Inputs are not compared.
     """
-    found = [
-        Difference(name, before, after)
-        for name, before, after in (
-            ("format of spp", old.format, new.format),
-            ("seed", old.seed, new.seed),
-        )
-        if before != after
-    ]
-    before, after = leaves(old.settings), leaves(new.settings)
+    found = [Difference("format of spp", old.format, new.format)] * (old.format != new.format)
+    if old.seed != new.seed and any(reads_seed(each.settings) for each in (old, new)):
+        found.append(Difference("seed", old.seed, new.seed))
+    before, after = leaves(deciding(old.settings)), leaves(deciding(new.settings))
     for keys in dict.fromkeys([*before, *after]):
         was, becomes = before.get(keys, NOT_SET), after.get(keys, NOT_SET)
         if was is NOT_SET and keys in new.defaults:

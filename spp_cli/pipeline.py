@@ -34,7 +34,6 @@ __all__ = [
     "preview",
     "run_stages",
     "settings_fingerprint",
-    "stage_settings",
     "up_to_date",
 ]
 
@@ -308,14 +307,10 @@ def _model_digest(folder: Path, workspace: Workspace) -> str:
     return folder_digest(folder, names, workspace.digest_cache)
 
 
-def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
-    """Return the settings that decide the stage's result. Where it runs is none of them."""
+def _stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
+    """Return the settings that go on record of a stage; ``stage_facts`` says which decide."""
     everything = config.model_dump(mode="json")
     settings = {**everything[stage]}
-    for key in ("offload", "report_to", "check_mask_every"):
-        settings.pop(key, None)
-    if stage == "eval":
-        settings.pop("batch_size")
     if stage == "prune" and settings["allocation"]["name"] == "globs":
         # The first glob that matches counts: here the order of keys decides, and must be seen.
         settings["allocation"] = [list(item) for item in settings["allocation"].items()]
@@ -323,10 +318,10 @@ def stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:
 
 
 def settings_fingerprint(stage: str, config: SppConfig, inputs: Mapping[str, str]) -> Fingerprint:
-    """Return what decides the stage's result; it knows which settings are at their defaults."""
-    settings = stage_settings(stage, config)
+    """Return what a stage's result is made from, and which settings are at their defaults."""
+    settings = _stage_settings(stage, config)
     chosen = leaves({stage: config.model_dump(mode="json", exclude_defaults=True).get(stage, {})})
-    values, usual = leaves(settings), leaves(stage_settings(stage, SppConfig()))
+    values, usual = leaves(settings), leaves(_stage_settings(stage, SppConfig()))
 
     def is_default(keys: tuple[str, ...]) -> bool:
         # The name of a method is the default of its own class, and yet it has been chosen.

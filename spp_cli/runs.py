@@ -297,7 +297,8 @@ class Run:
                 self.begin(stage, fingerprint, config_yaml, force=True)
                 return None
             sync_output(partial, lent.files)
-            manifest = lent.model_copy(update={"borrowed_from": lender.name})
+            asked = {"settings": dict(fingerprint.settings), "seed": fingerprint.seed}
+            manifest = lent.model_copy(update={"borrowed_from": lender.name, **asked})
             write_json(partial / MANIFEST, manifest.model_dump())
             put_in_place(self.folder / stage)
         return self.manifest(stage)

@@ -19,6 +19,7 @@ GROUND = {
     "fields",
     "progress",
     "fingerprint",
+    "stage_facts",
     "memory",
     "processes",
     "__init__",

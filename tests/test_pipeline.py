@@ -143,7 +143,7 @@ def test_a_new_prune_makes_what_follows_stale_until_it_is_made_anew():
         ("prune", "prune.sparsity", 0.5, 0.6),
         ("finetune", "finetune.learning_rate", 0.01, 0.02),
         ("merge", "merge.check_length", 8, 16),
-        ("prune", "seed", 0, 1),
+        ("finetune", "seed", 0, 1),
     ],
 )
 def test_other_settings_are_refused_with_the_difference_and_change_nothing(
@@ -174,11 +174,45 @@ def test_another_dense_model_is_refused_like_another_setting():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model.device", "cpu"), ("prune.offload", "disk"), ("finetune.check_mask_every", 1)],
+    [
+        ("model.device", "cpu"),
+        ("prune.offload", "disk"),
+        ("prune.calibration.batch_size", 1),
+        ("finetune.check_mask_every", 1),
+        ("finetune.checkpoint_every", 1),
+        ("finetune.base_storage", "packed"),
+        ("finetune.gradient_checkpointing", True),
+    ],
 )
 def test_where_it_runs_and_how_it_is_watched_is_no_setting_of_the_result(key, value):
     stages = ["prune", "finetune", "merge"]
     assert skipped(run(*stages, changes={key: value})) == stages
+
+
+def test_of_rows_at_once_and_accumulation_the_product_alone_is_a_setting():
+    shared_out = {"finetune.batch_size": 1, "finetune.gradient_accumulation_steps": 2}
+    assert skipped(run("finetune", "merge", changes=shared_out)) == ["finetune", "merge"]
+    with pytest.raises(
+        WorkspaceError, match=r"finetune\.batch_size × gradient_accumulation_steps: 2 → 1\. Add"
+    ):
+        run("finetune", changes={"finetune.batch_size": 1})
+
+
+def test_a_run_of_another_seed_links_what_no_seed_decides():
+    (outcome,) = run("prune", name="other", changes={"seed": 1})
+    assert outcome.manifest.borrowed_from == "r"
+    assert (outcome.manifest.seed, outcome.manifest.output_digest) == (1, digest("prune"))
+
+
+def test_a_record_of_before_with_a_seed_that_no_stage_reads_and_without_keys_that_decide_nothing():
+    for stage, keys in {"prune": ["offload"], "finetune": ["report_to"]}.items():
+        record = Path(f"workspace/r/{stage}/manifest.json")
+        manifest = json.loads(record.read_bytes())
+        for key in keys:
+            del manifest["settings"][stage][key]
+        seed = 7 if stage == "prune" else 0
+        record.write_text(json.dumps({**manifest, "seed": seed, "fingerprint": "of then"}))
+    assert skipped(run()) == list(STAGES)
 
 
 def test_a_changed_text_is_read_anew_by_every_stage_that_reads_it():

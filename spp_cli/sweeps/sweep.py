@@ -13,7 +13,7 @@ from spp_cli.config import SppConfig, nearest
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import canonical_json
 from spp_cli.invocation import resolve, stage_list
-from spp_cli.pipeline import stage_settings
+from spp_cli.pipeline import settings_fingerprint
 from spp_cli.settings import Layer, assigned, read_yaml, stack
 from spp_cli.sweeps.choices import (
     Choice,
@@ -42,16 +42,18 @@ class Point:
 
     def pruned_as(self) -> str:
         """Return a text that is the same for all points whose pruned model is the same."""
-        return canonical_json([*self._whole_model(), stage_settings("prune", self.config)])
+        return canonical_json(
+            [*self._whole_model(), settings_fingerprint("prune", self.config, {}).digest]
+        )
 
     def made_as(self) -> str:
-        """Return a text that is the same for all points of which every result is the same."""
-        settings = [stage_settings(stage, self.config) for stage in self.stages]
-        return canonical_json([*self._whole_model(), *settings])
+        """Return a text that is the same for all points that are told the same."""
+        made = [settings_fingerprint(stage, self.config, {}).record() for stage in self.stages]
+        return canonical_json([*self._whole_model(), *made])
 
     def _whole_model(self) -> list[Any]:
         model = self.config.model
-        return [model.path, model.revision, model.dtype, self.config.seed]
+        return [model.path, model.revision, model.dtype]
 
 
 @dataclass(frozen=True)

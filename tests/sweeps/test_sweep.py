@@ -31,7 +31,7 @@ AXES: dict[str, list[Any]] = {
     "prune.calibration.samples": [8, 16],
     "merge.packed": [True, False],
 }
-PRUNED_ALIKE = ("finetune", "merge.packed")  # what the pruned model does not depend on
+PRUNED_ALIKE = ("finetune", "merge.packed", "seed")  # what the pruned model does not depend on
 
 
 def read(text: str | dict[str, Any], flags: Layer | None = None) -> Sweep:

@@ -224,6 +224,27 @@ def test_what_was_interrupted_at_any_step_ends_in_the_same_adapter_bit_for_bit(
     assert resumed == ([f"going on from step {step // 3 * 3}"] if step >= 3 else [])
 
 
+def test_what_memory_was_too_small_for_resumes_with_smaller_batches_to_the_same_training(
+    sources, tmp_path, monkeypatch
+):
+    whole = train(sources, tmp_path / "whole").metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", dying_at(7))
+        with pytest.raises(Killed):
+            train(sources, tmp_path / "cut")
+    talk = Talk()
+    less = {"batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    cut = train(sources, tmp_path / "cut", talk, base_storage="packed", **less).metrics
+    assert "going on from step 6" in talk.said
+    for name in ("train_loss", "validation_loss_after"):
+        assert cut[name] == pytest.approx(whole[name], rel=1e-5)
+    assert [cut[key] for key in ("steps", "best_step", "rows_per_step", "train")] == [
+        whole[key] for key in ("steps", "best_step", "rows_per_step", "train")
+    ]
+    for name, weight in adapter(tmp_path / "whole").items():
+        torch.testing.assert_close(adapter(tmp_path / "cut")[name], weight, rtol=1e-3, atol=1e-5)
+
+
 def test_checkpoints_hold_all_that_training_needs_but_never_the_base(sources, tmp_path):
     train(sources, tmp_path / "a")
     checkpoints = sorted((tmp_path / "a/.resume").glob("checkpoint-*"))
