@@ -21,14 +21,14 @@ def line(folder: Path) -> tuple[str, ...]:
     manifest = json.loads((folder / "finetune" / "manifest.json").read_bytes())
     evaluated = json.loads((folder / "eval" / "results.json").read_bytes())
     metrics = manifest["metrics"]
-    recovered = evaluated["recovered"]["merge"]
+    share = next(iter(evaluated["recovered"]["merge"].values()))
     return (
         folder.name,
         f"{json.loads((folder / 'find-lr.json').read_bytes())['best']['learning_rate']:g}",
         f"{metrics['trainable_parameters']:,}",
         f"{perplexity(evaluated['models'], 'finetune'):.2f}",
         f"{perplexity(evaluated['models'], 'merge'):.2f}",
-        f"{next(iter(recovered.values())):.0%}",
+        "–" if share is None else f"{share:.0%}",
         f"{manifest['seconds'] / metrics['steps']:.2f}",
         f"{manifest['peak_memory_bytes'] / 2**20:.0f} MiB",
     )

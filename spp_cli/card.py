@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spp_cli.comparison import MADE_BY, evaluations
+from spp_cli.comparability import recovered
+from spp_cli.comparison import MADE_BY, evaluation_of, evaluations
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import sha256, write_text
 from spp_cli.invocation import recorded_settings
 from spp_cli.models.origin import CARD, licence_files
 from spp_cli.progress import Reporter
-from spp_cli.publishing import RESULTS
 from spp_cli.report import facts
 from spp_cli.reporting.card import card
 from spp_cli.reporting.story import model_name
@@ -124,14 +123,10 @@ def _results(run: Run, stage: str, manifests: Mapping[str, Any]) -> dict[str, An
     ]
     if not names or names == ["dense"]:
         return None
-    document = json.loads((run.folder / "eval" / RESULTS).read_bytes())
-    shares = document.get("recovered", {})
-    return _without_folders(
-        {
-            "models": {name: document["models"][name] for name in names},
-            "recovered": {name: shares[name] for name in names if name in shares},
-        }
-    )
+    document = evaluation_of(run)
+    assert document is not None
+    models = {name: document["models"][name] for name in names}
+    return _without_folders({"models": models, "recovered": recovered(models)})
 
 
 def _data_sets(manifests: Mapping[str, Any]) -> list[str]:

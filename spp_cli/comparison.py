@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from spp_cli.comparability import reasons
+from spp_cli.comparability import reasons, recovered
 from spp_cli.errors import ConfigError, WorkspaceError
 from spp_cli.fingerprint import Manifest
 from spp_cli.publishing import CONFIG, RESULTS
 from spp_cli.settings import read_yaml
 from spp_cli.workspace import Run
 
-__all__ = ["MADE_BY", "evaluations", "mark", "rows"]
+__all__ = ["MADE_BY", "evaluation_of", "evaluations", "mark", "rows"]
 
 Row = dict[str, Any]
 MADE_BY = {  # the stages that each model comes from
@@ -23,6 +23,7 @@ MADE_BY = {  # the stages that each model comes from
     "finetune": ("prune", "finetune"),
     "merge": ("prune", "finetune", "merge"),
 }
+_UNREADABLE = (WorkspaceError, OSError, ValueError, KeyError, TypeError, AttributeError)
 # As those who write them call them; to import them takes seconds.
 _MASKS, _ADAPTER = "keep_masks.safetensors", "adapter.safetensors"
 
@@ -44,7 +45,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
       ``version``, ``num_fewshot``, ``chat_template``, the digest of its ``data``, the ``harness``'s
       version, and the ``group`` of which it is a member, if any; ``zeroshot``: mean of acc over
       the ``zeroshot_tasks``, or None, and ``zeroshot_stderr``;
-    - ``recovered``: by name of the measurement the share that came back;
+    - ``recovered``: by name of the measurement the share that came back, None where that is not
+      known: see ``comparability``;
     - ``sparsity``, 0 to 1, of the linears in decoder blocks, and ``bytes_packed``;
     - ``minutes`` of all stages up to this one, ``stage_minutes`` of this one alone,
       ``peak_memory_bytes``, the most of those stages: of several that ran in one process each
@@ -72,17 +74,31 @@ def mark(rows: Sequence[Row]) -> None:
 def evaluations(run: Run) -> list[Row]:
     """Return the rows of one run; none if it has no evaluation that can be read."""
     try:
-        manifest, folder = run.manifest("eval"), run.folder / "eval"
-        document = json.loads((folder / RESULTS).read_bytes()) if manifest else {"models": {}}
-        models = document["models"]
-        shares = document.get("recovered", {})
+        manifest, document = run.manifest("eval"), evaluation_of(run)
+        if manifest is None or document is None:
+            return []
+        models, shares = document["models"], document["recovered"]
         return [
             _row(_Evaluated(run, manifest, stage, models[stage]), shares.get(stage, {}))
             for stage in MADE_BY
-            if manifest and stage in models
+            if stage in models
         ]
-    except (WorkspaceError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except _UNREADABLE:
         return []
+
+
+def evaluation_of(run: Run) -> dict[str, Any] | None:
+    """Return the results.json of a run, its models in order; None if there is none to be read.
+
+    The shares recovered are judged here: those of earlier versions mixed texts and limits.
+    """
+    try:
+        document: dict[str, Any] = json.loads((run.folder / "eval" / RESULTS).read_bytes())
+        models = document["models"]
+        models = {stage: models[stage] for stage in MADE_BY if stage in models}
+        return {**document, "models": models, "recovered": recovered(models)}
+    except _UNREADABLE:
+        return None
 
 
 def _is_same_dense(row: Row, other: Row) -> bool:
@@ -159,7 +175,7 @@ def _leaves(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, values
 
 
-def _row(evaluated: _Evaluated, shares: dict[str, float]) -> Row:
+def _row(evaluated: _Evaluated, shares: dict[str, float | None]) -> Row:
     run, stage, model = evaluated.run, evaluated.stage, evaluated.model
     results = dict(model["results"])
     zeroshot = results.pop("zeroshot", None)

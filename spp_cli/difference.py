@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spp_cli.comparability import alike
 from spp_cli.comparison import MADE_BY, evaluations
 from spp_cli.errors import ModelError, WorkspaceError
 from spp_cli.fingerprint import (
@@ -17,7 +18,7 @@ from spp_cli.fingerprint import (
     changed_inputs,
     differences,
 )
-from spp_cli.reporting.columns import cells, error_of, measured
+from spp_cli.reporting.columns import cells, error_of, measured, measured_by
 from spp_cli.workspace import STAGES, Run
 
 __all__ = ["KINDS", "Side", "diff"]
@@ -50,7 +51,7 @@ _OF_FACT = {  # what finished stages tell of themselves that is no setting
     ("finetune", "validation"): "training",
     ("finetune", "rows_per_step"): "training",
 }
-_OF_TASK = ("harness", "version", "num_fewshot", "samples", "chat_template", "data")
+_OF_TASK = ("harness", "version", "num_fewshot", "samples", "chat_template", "data", "definition")
 Found = tuple[str, str, Any, Any]  # kind, key, value of a, value of b
 
 
@@ -92,7 +93,8 @@ def diff(a: Side, b: Side) -> dict[str, Any]:
     if not, the overlap of the linears that both have by ``layers`` and ``blocks`` and ``overall``,
     or why there is none, ``problem``; None if a side has no masks. ``results``: ``stage``,
     ``name``, ``a`` and ``b`` of each number that both have and that is not the same, with
-    ``a_stderr`` and ``b_stderr`` if it has errors.
+    ``a_stderr`` and ``b_stderr`` if it has errors. Numbers that were not measured alike are not
+    among them: ``not_compared`` names those measurements, and ``differences`` says what differs.
 
     Raises:
         WorkspaceError: a stage is damaged, or a side has nothing to compare.
@@ -118,6 +120,7 @@ def diff(a: Side, b: Side) -> dict[str, Any]:
         "differences": sorted(found.values(), key=lambda entry: KINDS.index(entry["kind"])),
         "masks": _masks(a, b, *manifests),
         "results": [result for pair in pairs for result in _results(*pair)],
+        "not_compared": list(dict.fromkeys(name for pair in pairs for name in _unlike(*pair))),
     }
 
 
@@ -204,8 +207,11 @@ def _facts(kind: str, name: str, a: Any, b: Any) -> Iterator[Found]:
 def _results(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     stage = a["stage"] if a["stage"] == b["stage"] else f"{a['stage']} / {b['stage']}"
     one, other = cells(a), cells(b)
+    unlike = _unlike(a, b)
     for name in ["sparsity", *measured([a]), "recovered", "bytes_packed"]:
         values = one.get(name), other.get(name)
+        if measured_by(name, a) != measured_by(name, b) or _is_of(unlike, measured_by(name, a)):
+            continue
         if None not in values and values[0] != values[1]:
             errors = {
                 f"{side}_stderr": found[error_of(name)]
@@ -213,6 +219,23 @@ def _results(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[dict[str, A
                 if error_of(name) in found
             }
             yield {"stage": stage, "name": name, "a": values[0], "b": values[1], **errors}
+
+
+def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return the perplexities and tasks that both have, but measured in different ways."""
+    found = [
+        name
+        for kind in ("perplexity", "tasks")
+        for name in a[kind]
+        if name in b[kind] and not alike(a[kind][name], b[kind][name])
+    ]
+    means = a["zeroshot_tasks"], b["zeroshot_tasks"]
+    is_unlike = means[0] != means[1] or set(found).intersection(means[0])
+    return [*found, "zeroshot"] if all(means) and is_unlike else found
+
+
+def _is_of(names: list[str], column: str) -> bool:
+    return any(column == name or column.startswith(f"{name}.") for name in names)
 
 
 def _masks(

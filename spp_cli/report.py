@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,11 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from spp_cli import __version__, yaml12
+from spp_cli.comparison import evaluation_of
 from spp_cli.config import SppConfig
 from spp_cli.errors import SppError, WorkspaceError
 from spp_cli.invocation import recorded_settings
 from spp_cli.progress import Reporter
-from spp_cli.publishing import LOG, RESULTS
+from spp_cli.publishing import LOG
 from spp_cli.reporting.loss_plot import read_log
 from spp_cli.settings import validate
 from spp_cli.status import run_status
@@ -137,7 +137,7 @@ def _gathered(run: Run) -> dict[str, Any]:
         "model": str(settings.get("model.path")),
         "manifests": manifests,
         "status": status,
-        "evaluation": _read(lambda: json.loads((run.folder / "eval" / RESULTS).read_bytes())),
+        "evaluation": evaluation_of(run),
         "log": _read(lambda: read_log(run.folder / "finetune" / LOG)) or [],
         "layers": pruned.get("layers", {}),
         "output_error_from": pruned.get("output_error_from"),

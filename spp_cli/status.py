@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from spp_cli.comparability import alike
+from spp_cli.comparison import evaluation_of
 from spp_cli.fingerprint import Manifest
 from spp_cli.workspace import STAGES, Run
 
@@ -18,18 +21,20 @@ def run_status(run: Run) -> dict[str, Any]:
     ``stages`` maps each stage to its ``state`` and, where it has them, ``progress`` (done, total,
     unit), ``finished``, ``seconds`` and ``peak_memory_bytes``. ``sparsity`` is a share, 0 to 1.
     ``perplexity`` has its ``name``, such as "perplexity@2048", and the numbers of those ``stages``
-    that were evaluated, in order. ``recovered`` is the share of its loss, in nats, that came back.
-    All three may be None.
+    that were evaluated on the same text as the latest, in order. ``recovered`` is the share of the
+    loss, in nats, that came back with the latest. All three may be None.
     """
     manifests = {stage: run.intact_manifest(stage) for stage in STAGES}
-    measured = manifests["eval"].metrics if manifests["eval"] else {}
+    evaluation = (evaluation_of(run) if manifests["eval"] else None) or {}
+    latest, perplexity = _perplexity(evaluation.get("models", {}))
+    shares = evaluation.get("recovered", {}).get(latest, {})
     return {
         "run": run.name,
         "folder": str(run.folder),
         "stages": {stage: _stage(run, stage, manifests[stage]) for stage in STAGES},
         "sparsity": _sparsity(manifests),
-        "perplexity": (perplexity := _perplexity(measured)),
-        "recovered": perplexity and _recovered(measured, perplexity["name"]),
+        "perplexity": perplexity,
+        "recovered": perplexity and shares.get(perplexity["name"]),
     }
 
 
@@ -52,24 +57,20 @@ def _sparsity(manifests: dict[str, Manifest | None]) -> float | None:
     return None
 
 
-def _perplexity(measured: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the perplexities at the length of the latest stage that was evaluated."""
-    names = [
-        name
+def _perplexity(models: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Return the latest stage that has a perplexity, and with it all that compare with its last."""
+    found = {
+        stage: [name for name, result in model["results"].items() if "nats" in result]
+        for stage, model in models.items()
+    }
+    latest = next((stage for stage in reversed(MODELS) if found.get(stage)), "")
+    if not latest:
+        return "", None
+    name = found[latest][-1]
+    judged = models[latest]["results"][name]
+    stages = {
+        stage: models[stage]["results"][name]["perplexity"]
         for stage in MODELS
-        for name in measured.get(stage, {})
-        if name.startswith("perplexity@")
-    ]
-    if not names:
-        return None
-    name = names[-1]
-    found = {stage: measured[stage][name] for stage in MODELS if name in measured.get(stage, {})}
-    return {"name": name, "stages": found}
-
-
-def _recovered(measured: dict[str, Any], name: str) -> float | None:
-    shares = measured.get("recovered", {})
-    for stage in ("merge", "finetune"):
-        if name in shares.get(stage, {}):
-            return float(shares[stage][name])
-    return None
+        if name in found.get(stage, ()) and alike(models[stage]["results"][name], judged)
+    }
+    return latest, {"name": name, "stages": stages}

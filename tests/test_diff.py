@@ -160,7 +160,7 @@ def test_the_text_has_kinds_blocks_and_the_layers_least_alike(spp: Any) -> None:
         "masks",
         "block",
         "least alike",
-        "results",
+        "not compared, as measured differently",
     ]
     assert text.count("_proj ") == 5
     assert spp("wanda", "magnitude", "--layers").stdout.count("_proj ") == 14

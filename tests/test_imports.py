@@ -30,12 +30,12 @@ LEVELS = {
     **dict.fromkeys(("models", "sparsity", "data", "demo"), 1),
     **dict.fromkeys(("pruning", "refining", "recovering", "allocation"), 2),
     **dict.fromkeys(("adapters", "training", "evaluation", "reporting"), 2),
-    **dict.fromkeys(("generation", "benchmarking"), 2),
+    **dict.fromkeys(("generation", "benchmarking", "comparability"), 2),
     "stages": 3,
     **dict.fromkeys(("workspace", "runs", "publishing", "locking"), 3),
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
-    **dict.fromkeys(("card", "comparability", "comparison", "difference", "push", "report"), 5),
+    **dict.fromkeys(("card", "comparison", "difference", "push", "report"), 5),
     **dict.fromkeys(("named_models", "sweeps"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class TaskResult:
     data: str  # first 16 digits of the digest of the questions and the examples
     harness: str  # version of lm-evaluation-harness
     group: str | None = None  # of which it is a member, if that one was asked for
+    higher_is_better: dict[str, bool] = field(default_factory=dict)  # by metric
 
 
 def expand_tasks(names: Sequence[str]) -> list[str]:
@@ -197,6 +198,7 @@ def _results(
                 data=task.data_digest(name)[:16],
                 harness=harness_version(),
                 group=group_of.get(name),
+                higher_is_better=found["higher_is_better"].get(name) or {},
             )
     return results
 

@@ -18,6 +18,7 @@ from spp_cli.progress import Reporter
 __all__ = ["Perplexity", "exp_nats", "perplexity"]
 
 LOGITS_AT_ONCE = 2**28  # elements: one sequence of 2048 tokens with a vocabulary of 128k
+PARTS = 64  # of a text, at most: enough to know how far its mean can be trusted
 TOKENS_AT_ONCE = 256  # whose logits are float32 at the same time
 
 
@@ -29,6 +30,7 @@ class Perplexity:
     nats: float  # mean cross-entropy a predicted token
     tokens: int  # tokens predicted: length - 1 in each chunk
     length: int  # tokens a chunk, the first of which is only context
+    parts: list[float]  # nats of the text in PARTS parts or fewer: two models' vary together
 
 
 def perplexity(
@@ -78,7 +80,14 @@ def perplexity(
         model.train(training)
     predicted = chunks * (length - 1)
     nats = sum(losses) / predicted
-    return Perplexity(exp_nats(nats), nats, predicted, length)
+    return Perplexity(exp_nats(nats), nats, predicted, length, _by_part(losses, length))
+
+
+def _by_part(losses: list[float], length: int) -> list[float]:
+    """Return the mean nats a token of consecutive chunks; all parts but the last are as long."""
+    chunks = -(-len(losses) // PARTS)
+    parts = (losses[start : start + chunks] for start in range(0, len(losses), chunks))
+    return [round(sum(part) / (len(part) * (length - 1)), 6) for part in parts]
 
 
 def _refuse_infinite(losses: list[float], done: int, chunks: int) -> None:

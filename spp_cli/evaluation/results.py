@@ -29,7 +29,7 @@ from spp_cli.evaluation.harness import (
     load_tasks,
     zeroshot_mean,
 )
-from spp_cli.evaluation.perplexity import perplexity
+from spp_cli.evaluation.perplexity import PARTS, perplexity
 from spp_cli.fingerprint import canonical_json, sha256, write_json
 from spp_cli.models.checkpoint import is_demo_family
 from spp_cli.models.decoder import Decoder
@@ -39,6 +39,8 @@ from spp_cli.progress import Reporter
 __all__ = ["FIGURES", "Measure", "Subject", "evaluation_text"]
 
 FIGURES = ("sparsity", "parameters", "nonzero_parameters")
+# What decides the score of a task, of what its result has: see ``comparability``.
+_WAYS = ("harness", "num_fewshot", "samples", "chat_template", "data", "definition", "device")
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,18 @@ class Measure:
         results: dict[str, Any] = {}
         if "perplexity" in self._settings.tasks:
             tokens = self._text(tokenizer, subject.folder)
-            key = {"task": "perplexity", "tokens": tokens.digest}
+            key = {"task": "perplexity", "tokens": tokens.digest, "parts": PARTS}
             found = self._remembered(subject, key, partial(self._perplexity, model, tokens))
-            results[f"perplexity@{tokens.tokens.shape[1]}"] = found
+            results[f"perplexity@{tokens.tokens.shape[1]}"] = {**found, "device": self._device}
         for name in self._tasks:
             measure = partial(self._scores, model, tokenizer, name)
-            results |= self._remembered(subject, self._key(name), measure)
+            found = self._remembered(subject, self._key(name), measure)
+            results |= {member: self._with_ways(name, member, found[member]) for member in found}
         if "zeroshot" in self._settings.tasks:
             mean = zeroshot_mean({name: results[name]["metrics"] for name in ZEROSHOT})
-            results["zeroshot"] = {"metrics": mean, "tasks": list(ZEROSHOT)}
+            ways = [[results[name][key] for key in _WAYS] for name in ZEROSHOT]
+            members = sha256(canonical_json(ways))[:16]
+            results["zeroshot"] = {"metrics": mean, "tasks": list(ZEROSHOT), "members": members}
         figures = self._remembered(subject, {"figures": FIGURES}, lambda: _figures(model()))
         model.cache_clear()
         gc.collect()
@@ -109,6 +114,11 @@ class Measure:
             "limit": settings.limit,
             "chat_template": settings.chat_template,
         }
+
+    def _with_ways(self, name: str, member: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of a task, or of a member of a group, with how it was measured."""
+        definition = self._tasks[name].definition_digest(member)[:16]
+        return {**found, "definition": definition, "device": self._device}
 
     def _scores(self, model: LoadModel, tokenizer: Any, name: str) -> dict[str, dict[str, Any]]:
         task, settings = self._tasks[name], self._settings

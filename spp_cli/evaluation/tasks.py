@@ -74,15 +74,23 @@ class LoadedTask:
         That is version, prompts, examples shown, metrics and what is made of them, functions with
         the source code of their whole file.
         """
-        tasks = {
-            name: [str(task.VERSION), _without_data(vars(task.config))]
-            for name, task in self.tasks.items()
-        }
-        groups = {
-            name: [group.version, group.child_names, group.aggregate_metric_list]
-            for name, group in self.groups.items()
-        }
+        tasks = {name: self._of_a_task(name) for name in self.tasks}
+        groups = {name: self._of_a_group(name) for name in self.groups}
         return json.dumps([tasks, groups], sort_keys=True, default=_plain)
+
+    def definition_digest(self, name: str) -> str:
+        """Return the digest of ``definition`` for one task alone, or for one group's tasks."""
+        own = self._of_a_group(name) if name in self.groups else None
+        tasks = [self._of_a_task(member) for member in self._members(name)]
+        return sha256(json.dumps([own, tasks], sort_keys=True, default=_plain))
+
+    def _of_a_task(self, name: str) -> list[Any]:
+        task = self.tasks[name]
+        return [str(task.VERSION), _without_data(vars(task.config))]
+
+    def _of_a_group(self, name: str) -> list[Any]:
+        group = self.groups[name]
+        return [group.version, group.child_names, group.aggregate_metric_list]
 
 
 def find_tasks(names: Sequence[str], folder: str | None) -> TaskManager:

@@ -149,10 +149,10 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     if not results:
         yield "Not measured yet."
         return
-    header, rows = evaluation_cells(results)
+    header, rows, notes = evaluation_cells(results)
     if not header[-1]:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    yield markdown(header, rows)
+    yield markdown(header, rows, notes)
     yield (
         "Perplexity is better when lower, accuracy (acc) when higher, ± its standard error. "
         "Sparsity is that of all linear layers in decoder blocks."

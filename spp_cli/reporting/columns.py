@@ -12,7 +12,7 @@ from spp_cli.errors import ConfigError
 
 __all__ = [
     "RECIPE", "cells", "check", "error_of", "filtered", "headline",
-    "measured", "ordered", "split", "without_settings",
+    "measured", "measured_by", "ordered", "split", "without_settings",
 ]  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -87,6 +87,13 @@ def error_of(name: str) -> str:
     """Return the column of a score's standard error; the harness may put a filter behind both."""
     metric, comma, way = name.partition(",")
     return f"{metric}{_ERROR}{comma}{way}"
+
+
+def measured_by(name: str, row: Row) -> str:
+    """Return the column of the measurement that a share recovered is of; any other as it is."""
+    if name == "recovered":
+        return next(iter(row["recovered"]), name)
+    return name.removeprefix("recovered.")
 
 
 def split(text: str, rows: Sequence[Row]) -> list[str]:

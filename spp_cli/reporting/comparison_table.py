@@ -8,7 +8,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spp_cli.reporting.columns import RECIPE, cells, error_of, headline, without_settings
+from spp_cli.reporting.columns import (
+    RECIPE,
+    cells,
+    error_of,
+    headline,
+    measured_by,
+    without_settings,
+)
 from spp_cli.reporting.tables import binary_size, table
 
 __all__ = ["FORMATS", "comparison", "comparison_cells", "in_markdown", "markdown", "shown"]
@@ -103,11 +110,10 @@ def _concerned(reason: str, row: Row, names: Sequence[str], found: Mapping[str, 
         name
         for name in names
         if found.get(name) is not None
-        and (
-            name == about
-            or name.startswith((f"{about}@", f"{about}."))
-            or (name == "zeroshot" and about in row["zeroshot_tasks"])
-        )
+        for measured in [measured_by(name, row)]
+        if measured == about
+        or measured.startswith((f"{about}@", f"{about}."))
+        or (measured == "zeroshot" and about in row["zeroshot_tasks"])
     ]
 
 

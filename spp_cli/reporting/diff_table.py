@@ -44,6 +44,9 @@ def diff_table(document: Mapping[str, Any], *, layers: bool) -> str:
             for result in document["results"]
         ]
         parts.append(table(["results", *names], rows))
+    if document["not_compared"]:
+        unlike = ", ".join(document["not_compared"])
+        parts.append(f"not compared, as measured differently: {unlike}")
     return "\n\n".join(parts) or f"{names[0]} and {names[1]} do not differ"
 
 

@@ -115,14 +115,14 @@ def _run(
 def _evaluation(results: Mapping[str, Any] | None) -> Markup | None:
     if not results:
         return None
-    header, rows = evaluation_cells(results)
+    header, rows, notes = evaluation_cells(results)
     note = "Perplexity is better when lower, accuracy (acc) when higher, ± its standard error."
     if header[-1]:
         note += " Recovered: the share of what pruning lost that came back, perplexity in nats."
     return join(
         element("h3", "Quality"),
         _table(header, rows, "Evaluation of each stage"),
-        element("p", note, class_="note"),
+        *(element("p", text, class_="note") for text in (*notes, note)),
     )
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spp_cli.comparability import unlike
+from spp_cli.reporting.columns import error_of
 from spp_cli.reporting.terminal import duration
 
 __all__ = [
@@ -44,20 +46,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def evaluation_table(document: Mapping[str, Any]) -> str:
-    """Return the table of an evaluation as text, from a results.json."""
-    return table(*evaluation_cells(document))
+    """Return the table of an evaluation as text, from a results.json, with its notes below."""
+    header, rows, notes = evaluation_cells(document)
+    return "\n".join([table(header, rows), *([""] if notes else []), *notes])
 
 
-def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of an evaluation: dense | pruned | finetuned | merged | recovered.
+def evaluation_cells(
+    document: Mapping[str, Any],
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return header, rows and notes: dense | pruned | finetuned | merged | recovered.
 
     ``document`` is a results.json: ``models`` with the results of each, and ``recovered``, the
-    share of what pruning lost that came back. Of a group its own row is shown and those of its
-    direct members.
+    share of what pruning lost that came back, or None where that cannot be said. Of a group its own
+    row is shown and those of its direct members. Numbers that were not measured as the others of
+    their row have a mark, and a note that says what differs.
     """
     models: Mapping[str, Any] = document["models"]
     shares = list(document.get("recovered", {}).values())
-    share: Mapping[str, float] = shares[-1] if shares else {}
+    share: Mapping[str, float | None] = shares[-1] if shares else {}
+    differing = unlike(models)
+    reasons = dict.fromkeys(reason for found in differing.values() for reason in found)
+    marks = {reason: f"*{number}" for number, reason in enumerate(reasons, start=1)}
     tasks = dict.fromkeys(
         task
         for model in models.values()
@@ -74,11 +83,26 @@ def evaluation_cells(document: Mapping[str, Any]) -> tuple[list[str], list[list[
     ]
     for task in tasks:
         for place, metric in enumerate(_metrics(models, task)):
-            cells = [_measured(model["results"].get(task), metric) for model in models.values()]
-            won_back = f"{round(100 * share[task])}%" if place == 0 and task in share else ""
+            cells = [
+                _measured(model["results"].get(task), metric)
+                + "".join(marks[why] for why in differing.get(name, ()) if _is_of(why, task, model))
+                for name, model in models.items()
+            ]
+            won_back = _share(share.get(task)) if shares and place == 0 else ""
             rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
-    header = ["", *(TITLES.get(name, name) for name in models), "recovered" if share else ""]
-    return header, rows
+    header = ["", *(TITLES.get(name, name) for name in models), "recovered" if shares else ""]
+    return header, rows, [f"{mark} {reason}" for reason, mark in marks.items()]
+
+
+def _is_of(reason: str, task: str, model: Mapping[str, Any]) -> bool:
+    """Whether a reason of ``comparability`` speaks of this task, or of the group that it is in."""
+    about = reason.partition(": ")[0]
+    found = model["results"].get(task, {})
+    return about in (task, found.get("group")) or about in found.get("tasks", ())
+
+
+def _share(value: float | None) -> str:
+    return _NOTHING if value is None else f"{round(100 * value)}%"
 
 
 def _is_deep(task: str, results: Mapping[str, Any]) -> bool:
@@ -91,7 +115,7 @@ def _metrics(models: Mapping[str, Any], task: str) -> list[str]:
     """Return the names of a task's metrics, without their errors; "" stands for a perplexity."""
     results = [model["results"][task] for model in models.values() if task in model["results"]]
     names = dict.fromkeys(name for result in results for name in result.get("metrics", {""}))
-    return [name for name in names if not name.endswith(_ERROR)]
+    return [name for name in names if _ERROR not in name]
 
 
 def _count(parameters: int | None) -> str:
@@ -109,7 +133,7 @@ def _measured(result: Mapping[str, Any] | None, metric: str) -> str:
         return _NOTHING
     if not metric:
         return _number(result["perplexity"], 2)
-    error = result["metrics"].get(f"{metric}{_ERROR}")
+    error = result["metrics"].get(error_of(metric))
     uncertain = "" if error is None else f" ± {error:.3f}"
     return f"{_number(result['metrics'].get(metric), 3)}{uncertain}"
 
@@ -129,7 +153,7 @@ def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 *(_state(row["stages"][stage]) for stage in stages),
                 _number(row["sparsity"], 4),
                 _perplexity(row["perplexity"]),
-                _NOTHING if row["recovered"] is None else f"{round(100 * row['recovered'])}%",
+                _share(row["recovered"]),
             ]
             for row in rows
         ],

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spp_cli.comparability import recovered
 from spp_cli.config import SppConfig
 from spp_cli.errors import WorkspaceError
 from spp_cli.evaluation.results import FIGURES, Measure, Subject
@@ -47,9 +48,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             results = {**results, **found}
         if results:
             models[stage] = {"digest": digest, **figures, "results": results}
-    document = {"format": 1, "models": models, "recovered": _recovered(models)}
-    write_json(target / RESULTS, document)
-    return Result({"recovered": document["recovered"], **_headline(models)})
+    shares = recovered(models)
+    write_json(target / RESULTS, {"format": 1, "models": models, "recovered": shares})
+    return Result({"recovered": shares, **_headline(models)})
 
 
 def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -58,32 +59,6 @@ def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict
     subject = Subject(folder.name, "", folder, folder_loader(config, folder))
     results, figures = Measure(config, None, reporter)(subject)
     return {"format": 1, "models": {str(folder): {**figures, "results": results}}, "recovered": {}}
-
-
-def _recovered(models: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return, for finetune and merge, the share of what pruning lost that came back, by task.
-
-    Perplexity counts in nats: (pruned − now) / (pruned − dense). 1 is all of it.
-    """
-    shares: dict[str, dict[str, float]] = {}
-    for stage in ("finetune", "merge"):
-        if not {"dense", "prune", stage} <= set(models):
-            continue
-        results = [models[name]["results"] for name in ("dense", "prune", stage)]
-        for task in results[2]:
-            if all(task in found for found in results):
-                dense, pruned, now = (_number(found[task]) for found in results)
-                if pruned != dense:
-                    shares.setdefault(stage, {})[task] = (pruned - now) / (pruned - dense)
-    return shares
-
-
-def _number(result: Mapping[str, Any]) -> float:
-    """Return the one number by which a loss is judged: nats for perplexity, else accuracy."""
-    if "nats" in result:
-        return float(result["nats"])
-    metrics = result["metrics"]
-    return float(metrics["acc"] if "acc" in metrics else next(iter(metrics.values())))
 
 
 def _headline(models: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_a_table_leaves_out_what_is_empty_or_the_same_and_marks_what_does_not_co
         "  ------------  -------  -----------------",
         "a    prune    0.5000           20.00  0.500 ± 0.035        80%"
         "      1.00 MiB     1.50           1.00 GiB",
-        "b    prune    0.7500           inf*1  0.500 ± 0.035        80%"
+        "b    prune    0.7500           inf*1  0.500 ± 0.035      80%*1"
         "      1.00 MiB     1.50           1.00 GiB",
         "",
         "In all rows: model demo, method wanda, pattern 2:4, target_sparsity 0.5",

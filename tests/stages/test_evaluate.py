@@ -16,6 +16,7 @@ from spp_cli.config import SppConfig
 from spp_cli.evaluation import results
 from spp_cli.evaluation.harness import harness_version
 from spp_cli.progress import Silent
+from spp_cli.reporting.tables import evaluation_table
 from spp_cli.stages import evaluate, prune
 from spp_cli.stages.evaluate import RESULTS, evaluate_folder
 from spp_cli.stages.sparse_model import pruned_model
@@ -102,16 +103,26 @@ def test_another_task_adds_to_the_results_that_still_hold(sources, tmp_path):
     assert set(document["models"]["prune"]["results"]) == {"perplexity@32"}
 
 
-def test_the_share_recovered_is_in_nats_for_perplexity_and_in_accuracy_for_tasks():
-    def model(nats: float, acc: float) -> dict:
-        return {"results": {"perplexity@32": {"nats": nats}, "t": {"metrics": {"acc": acc}}}}
-
-    models = {"dense": model(3.0, 0.5), "prune": model(4.0, 0.3), "merge": model(3.2, 0.45)}
-    assert evaluate._recovered(models) == {
-        "merge": {"perplexity@32": pytest.approx(0.8), "t": pytest.approx(0.75)}
-    }
-    models["prune"] = model(3.0, 0.5)  # nothing was lost, so nothing can come back
-    assert evaluate._recovered(models) == {}
+@pytest.mark.parametrize("other", [{"source": "other.txt"}, {"max_chunks": 3}])
+def test_a_stage_measured_on_another_text_is_compared_with_none(sources, tmp_path, other):
+    text = tmp_path / "other.txt"
+    text.write_text("".join(f"line {number} of another text\n" for number in range(60)))
+    sources.stages["merge"], sources.digests["merge"] = sources.stages["prune"], "m"
+    document, _ = run(config_of("perplexity"), sources, tmp_path / "a")
+    assert list(document["recovered"]) == ["merge"]
+    assert "*1" not in evaluation_table(document)
+    sources.stages["eval"] = tmp_path / "a"
+    changed = {**other, "source": str(text)} if "source" in other else other
+    settings = {"sequence_length": 32, "max_chunks": 4, **changed}
+    config = SppConfig.model_validate({"eval": {"stages": ["merge"], "perplexity": settings}})
+    document, _ = run(config, sources, tmp_path / "b")
+    assert list(document["models"]) == ["dense", "prune", "merge"]
+    assert document["recovered"] == {"merge": {"perplexity@32": None}}
+    shown = evaluation_table(document)
+    (row,) = (line for line in shown.splitlines() if line.startswith("perplexity@32 "))
+    assert row.split()[-2].endswith("*1")
+    assert row.split()[-1] == "–"
+    assert "*1 perplexity@32: tokens " in shown
 
 
 def test_any_folder_gives_the_numbers_of_its_stage(sources, tmp_path):
