@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from spp_cli.data.files import Row, string_of
-from spp_cli.data.tokens import close
+from spp_cli.data.tokens import close, encode_all, encode_with_offsets
 
 __all__ = [
     "IGNORED",
@@ -41,11 +42,13 @@ class Example:
     """A text, and the spans of characters (start, end) in it that the model is to say.
 
     ``is_templated`` says that a chat template wrote the special tokens into the text already.
+    ``silent`` are spans that carry no loss even where all the rest of the text does.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
     is_templated: bool = False
+    silent: tuple[tuple[int, int], ...] = ()
 
 
 def alpaca_example(row: Row, section: str = "finetune.data") -> Example | None:
@@ -87,7 +90,8 @@ def encode_example(
 ) -> tuple[list[int], list[int]]:
     """Return the token ids and the labels of ``example``: the ids again, or -100 for no loss.
 
-    The text is tokenized as one. A token that reaches from a prompt into an answer carries loss.
+    The text is tokenized as one. A token that reaches from a prompt into an answer, or out of it,
+    carries loss.
     """
     return encode_examples([example], tokenizer, train_on_prompt=train_on_prompt)[0]
 
@@ -96,47 +100,70 @@ def encode_examples(
     examples: Sequence[Example], tokenizer: Any, *, train_on_prompt: bool
 ) -> list[tuple[list[int], list[int]]]:
     """Return what ``encode_example`` does of each, using all cores where the tokenizer can."""
-    # Where a span begins or ends among the tokens is found by tokenizing the text up to there.
-    places = [() if train_on_prompt else tuple(chain(*example.answers)) for example in examples]
-    texts = [
-        (example.text[:place], not example.is_templated)
-        for example, its_places in zip(examples, places, strict=True)
-        for place in (None, *its_places)
-    ]
-    encoded = iter(_encode_all(texts, tokenizer))
-    found = []
-    for example, its_places in zip(examples, places, strict=True):
-        ids, *parts = (next(encoded) for _ in range(1 + len(its_places)))
-        whole = ids if example.is_templated else close(tokenizer, ids)
-        labels = list(whole) if train_on_prompt else _labels(example, ids, parts, whole)
-        found.append((whole, labels))
-    return found
-
-
-def _encode_all(texts: Sequence[tuple[str, bool]], tokenizer: Any) -> list[list[int]]:
-    """Return the tokens of each text, with special tokens around it or not."""
-    found: list[list[int]] = [[]] * len(texts)
+    found: list[tuple[list[int], list[int]]] = [([], [])] * len(examples)
     for special in (True, False):
-        numbers = [number for number, (_, wanted) in enumerate(texts) if wanted is special]
-        if numbers:
-            batch = [texts[number][0] for number in numbers]
-            ids = tokenizer(batch, add_special_tokens=special, verbose=False)["input_ids"]
-            for number, its_ids in zip(numbers, ids, strict=True):
-                found[number] = list(its_ids)
+        numbers = [n for n, each in enumerate(examples) if each.is_templated is not special]
+        if not numbers:
+            continue
+        texts = [examples[number].text for number in numbers]
+        encoded = encode_with_offsets(tokenizer, texts, special=special)
+        for number, (ids, offsets) in zip(numbers, encoded, strict=True):
+            example = examples[number]
+            whole = close(tokenizer, ids) if special else ids
+            if train_on_prompt:
+                labels = list(whole)
+                for first, last in _tokens_of(example, example.silent, ids, offsets, tokenizer):
+                    labels[first:last] = [IGNORED] * (last - first)
+            else:
+                labels = [IGNORED] * len(whole)
+                for first, last in _tokens_of(example, example.answers, ids, offsets, tokenizer):
+                    # After the last words the end of the sequence is the model's to say, too.
+                    last = len(whole) if last == len(ids) else last
+                    labels[first:last] = whole[first:last]
+            found[number] = (whole, labels)
     return found
 
 
-def _labels(
-    example: Example, ids: list[int], parts: Sequence[list[int]], whole: list[int]
-) -> list[int]:
-    """Return the labels of the answers; ``parts`` are the tokens up to where each begins, ends."""
-    labels = [IGNORED] * len(whole)
-    for (_, end), before, up_to in zip(example.answers, parts[::2], parts[1::2], strict=True):
-        first, last = shared(before, ids), shared(up_to, ids)
-        if end == len(example.text):
-            last = len(whole)  # the end of the sequence is the model's to say, too
-        labels[first:last] = whole[first:last]
-    return labels
+def _tokens_of(
+    example: Example,
+    spans: Sequence[tuple[int, int]],
+    ids: list[int],
+    offsets: Sequence[tuple[int, int]] | None,
+    tokenizer: Any,
+) -> list[tuple[int, int]]:
+    """Return of each span of characters the tokens (first, last) that have a part in it.
+
+    Without ``offsets`` the text up to where a span begins, and ends, is tokenized to tell.
+    """
+    if not spans:
+        return []
+    if offsets is None:
+        special = not example.is_templated
+        texts = [example.text[:place] for place in chain(*spans)]
+        places = [shared(part, ids) for part in encode_all(tokenizer, texts, special=special)]
+        found = list(zip(places[::2], places[1::2], strict=True))
+    else:
+        begins, ends = _extents(offsets)
+        found = [(bisect_right(ends, start), bisect_left(begins, end)) for start, end in spans]
+    at_end = len(example.text)
+    return [
+        (first, len(ids) if end == at_end else last)
+        for (first, last), (_, end) in zip(found, spans, strict=True)
+    ]
+
+
+def _extents(offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return where each token begins and ends, in order, the tokens without a gap between them.
+
+    Some tokenizers leave the blank before a word out of its token; and a token that is only a part
+    of a character has all of it, as its neighbours do.
+    """
+    begins, ends, reached = [], [], 0
+    for start, end in offsets:
+        begins.append(max(begins[-1], min(start, reached)) if begins else 0)
+        reached = max(reached, end)
+        ends.append(reached)
+    return begins, ends
 
 
 def shared(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,10 @@ __all__ = [
     "close",
     "context_of",
     "encode",
+    "encode_all",
     "encode_document",
     "encode_documents",
+    "encode_with_offsets",
     "evaluation_tokens",
     "resolve_length",
     "stored_tokens",
@@ -141,8 +143,7 @@ def _text_config(model_config: Any) -> Any:
 
 def encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """Return the tokens of ``text``, with the tokenizer's own special tokens around it or not."""
-    # Not verbose: a long text is cut afterwards, so a warning that it exceeds the context misleads.
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    return encode_all(tokenizer, [text], special=special)[0]
 
 
 def encode_document(tokenizer: Any, text: str) -> list[int]:
@@ -154,8 +155,60 @@ def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]
     """Yield ``encode_document`` of each text, using all cores where the tokenizer can."""
     remaining = iter(texts)
     while batch := list(islice(remaining, _AT_ONCE)):
-        for ids in tokenizer(batch, verbose=False)["input_ids"]:
-            yield close(tokenizer, list(ids))
+        for ids in encode_all(tokenizer, batch):
+            yield close(tokenizer, ids)
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """Return the tokens of each text, using all cores where the tokenizer can.
+
+    A special token that the tokenizer puts around a text is not put where the text has it already:
+    what begins with "<s>" does not begin with two.
+    """
+    # Not verbose: a long text is cut afterwards, so a warning that it exceeds the context misleads.
+    found = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    once = _once(tokenizer, special)
+    return [list(ids[once(ids)]) for ids in found]
+
+
+def encode_with_offsets(
+    tokenizer: Any, texts: Sequence[str], *, special: bool = True
+) -> list[tuple[list[int], list[tuple[int, int]] | None]]:
+    """Return as ``encode_all`` does, and of each token the characters (start, end) it stands for.
+
+    None for the characters if the tokenizer cannot tell, as those written in Python cannot.
+    """
+    if not tokenizer.is_fast:
+        return [(ids, None) for ids in encode_all(tokenizer, texts, special=special)]
+    found = tokenizer(
+        list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+    )
+    once = _once(tokenizer, special)
+    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return [(list(ids[once(ids)]), offsets[once(ids)]) for ids, offsets in pairs]
+
+
+def _once(tokenizer: Any, special: bool) -> Callable[[list[int]], slice]:
+    """Return what tells which part of a text's tokens has no special token twice at its ends."""
+    before, after = _added(tokenizer) if special else ([], [])
+
+    def kept(ids: list[int]) -> slice:
+        first = len(before) if before and ids[: 2 * len(before)] == 2 * before else 0
+        rest = ids[first:]
+        last = len(after) if after and rest[-2 * len(after) :] == 2 * after else 0
+        return slice(first, len(ids) - last)
+
+    return kept
+
+
+def _added(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens that the tokenizer puts before a text, and those that it puts after it."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for first in range(len(whole) - len(plain) + 1):
+        if whole[first : first + len(plain)] == plain:
+            return whole[:first], whole[first + len(plain) :]
+    return [], []
 
 
 def close(tokenizer: Any, ids: list[int]) -> list[int]:

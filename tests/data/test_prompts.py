@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import ByteLevel
+from transformers import ByT5Tokenizer
 
 from spp_cli.data.files import Row
-from spp_cli.data.prompts import IGNORED, Example, alpaca_example, encode_example
+from spp_cli.data.prompts import (
+    IGNORED,
+    Example,
+    alpaca_example,
+    completion_example,
+    encode_example,
+)
 from spp_cli.errors import DataError
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -80,3 +89,45 @@ def test_a_token_across_the_boundary_carries_the_loss(bare_tokenizer: Any) -> No
 def test_an_alpaca_row_without_output_is_told_with_its_keys() -> None:
     with pytest.raises(DataError, match="rows:1: no key 'output'; its keys: instruction, answer"):
         alpaca_example(Row("rows:1", {"instruction": "Add", "answer": "2"}))
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@given(text=words, begin=st.integers(0, 30), length=st.integers(1, 30), bos=st.booleans())
+def test_the_tokens_that_have_a_part_in_a_span_carry_loss_and_no_others(
+    tokenizer: Any, trims: bool, text: str, begin: int, length: int, bos: bool
+) -> None:
+    if trims:  # as GPT-2's do: the blank before a word is not among the characters of its token
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    text = tokenizer.bos_token * bos + text
+    start, end = min(begin, len(text)), min(begin + length, len(text))
+    example = Example(text, ((start, end),) if start < end else (), is_templated=True)
+    ids, labels = encode_example(example, tokenizer, train_on_prompt=False)
+    first, last = (len(text[:place].encode()) for place in (start, end))
+    place, carry = 0, []
+    for token in tokenizer.convert_ids_to_tokens(ids):  # of which each character is a byte
+        carry.append(place < last and first < place + len(token))
+        place += len(token)
+    assert labels == [token if has else IGNORED for token, has in zip(ids, carry, strict=True)]
+    silent = Example(text, (), is_templated=True, silent=example.answers)
+    _, others = encode_example(silent, tokenizer, train_on_prompt=True)
+    assert [label == IGNORED for label in others] == carry
+
+
+@given(text=words, begin=st.integers(0, 30), length=st.integers(1, 30))
+def test_a_tokenizer_that_tells_no_places_trains_on_the_same(
+    text: str, begin: int, length: int
+) -> None:
+    in_bytes = ByT5Tokenizer()  # written in Python: a token for each byte
+    start, end = min(begin, len(text)), min(begin + length, len(text))
+    example = Example(text, ((start, end),) if start < end else (), is_templated=True)
+    ids, labels = encode_example(example, in_bytes, train_on_prompt=False)
+    assert in_bytes.decode(trained(ids, labels)) == text[start:end]
+
+
+def test_a_prompt_that_begins_as_the_tokenizer_does_begins_once(tokenizer: Any) -> None:
+    example = completion_example("<s>1 + 1 =", " 2")
+    assert example
+    ids, labels = encode_example(example, tokenizer, train_on_prompt=False)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(trained(ids, labels)) == " 2</s>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, LlamaConfig, OPTConfig
 
 from spp_cli.config import PerplexityConfig
 from spp_cli.data.tokens import (
     TokenSet,
+    close,
     encode,
+    encode_all,
     encode_document,
     encode_documents,
+    encode_with_offsets,
     evaluation_tokens,
     resolve_length,
     token_digest,
@@ -113,3 +118,28 @@ def test_a_configured_length_is_kept_unless_it_exceeds_the_context() -> None:
     assert resolve_length(100, LlamaConfig(max_position_embeddings=512)) == 100
     with pytest.raises(ConfigError, match=r"is 4096, and the model's context is 512 tokens\. Set"):
         resolve_length(4096, LlamaConfig(max_position_embeddings=512))
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), many=st.integers(0, 2))
+def test_a_text_that_begins_as_the_tokenizer_begins_does_not_begin_twice(
+    tokenizer: Any, bare_tokenizer: Any, text: str, many: int
+) -> None:
+    said = tokenizer.bos_token * many + text
+    plain = tokenizer(said, add_special_tokens=False)["input_ids"]
+    begun = plain if many else [tokenizer.bos_token_id, *plain]
+    assert encode(tokenizer, said) == encode_all(tokenizer, [said])[0] == begun
+    assert next(encode_documents(tokenizer, [said])) == close(tokenizer, begun)
+    assert encode_with_offsets(tokenizer, [said])[0][0] == begun
+    # Who puts nothing there has nothing to leave out.
+    assert encode(bare_tokenizer, said) == bare_tokenizer(said)["input_ids"]
+
+
+def test_a_text_that_ends_as_the_tokenizer_ends_does_not_end_twice(tokenizer: Any) -> None:
+    closing = copy.deepcopy(tokenizer)
+    both = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    closing.backend_tokenizer.post_processor = TemplateProcessing("<s> $A </s>", None, both)
+    for text in ("hi", "hi</s>", "hi</s></s>", "<s>hi", "<s>hi</s>", "</s>", ""):
+        ids = encode(closing, text)
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert ids.count(tokenizer.eos_token_id) == max(1, text.count("</s>"))
+        assert encode_document(closing, text) == ids
