@@ -74,6 +74,13 @@ DEEPSEEK = {
     "v_head_dim": 16,
 }
 
+# its second block attends to the tokens that the first one chose
+GLM_DSA = {
+    **{key: value for key, value in DEEPSEEK.items() if key not in ("n_group", "topk_group")},
+    **{"index_topk": 8, "index_n_heads": 2, "index_head_dim": 32, "qk_head_dim": 32},
+    "indexer_types": ["full", "shared"],
+}
+
 # name → config class and its settings; each becomes a model of some 100 k parameters
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", {**COMMON, **HEADS}),
@@ -99,6 +106,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", {**QWEN_MOE, "head_dim": 16}),
     "olmoe": ("OlmoeConfig", {**COMMON, **HEADS, "num_experts": 4, "num_experts_per_tok": 2}),
     "deepseek_v3": ("DeepseekV3Config", DEEPSEEK),
+    "glm_moe_dsa": ("GlmMoeDsaConfig", GLM_DSA),
     "granitemoe": ("GraniteMoeConfig", {**COMMON, **HEADS, "num_local_experts": 4}),
     "gpt_oss": ("GptOssConfig", {**COMMON, **HEADS, "head_dim": 16, "num_local_experts": 4}),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spp_cli.errors import ModelError
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import BlockCalls, capture_calls
 from spp_cli.models.decoder import Linear
@@ -93,6 +94,11 @@ def _flow_forward(
     source.place_shell(device)
     source.load(0, device)
     calls = capture_calls(source.decoder, sequences, activations)
+    if calls.carried:
+        raise ModelError(
+            f"the blocks of a {source.model.config.model_type} model hand more to the next than "
+            "hidden states, and no gradient is taken through that. Choose another prune.allocation"
+        )
     for index, linears in enumerate(of_block):
         with _loaded(source, index, device, linears, shift) as block:
             for number in range(len(sequences)):

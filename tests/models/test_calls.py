@@ -122,6 +122,17 @@ def test_what_a_batch_brings_of_its_own_is_not_shared(load: Load) -> None:
     assert sizes != others  # the last batch is smaller, and so is its mask or its bias
 
 
+def test_a_model_that_changes_what_blocks_hand_on_is_refused(load: Load) -> None:
+    model = load("glm_moe_dsa")
+
+    def change(_: Any, args: Any, kwargs: Any) -> Any:
+        return args, {**kwargs, "prev_topk_indices": kwargs["prev_topk_indices"].flip(-1)}
+
+    Decoder(model).blocks[1].register_forward_pre_hook(change, with_kwargs=True)
+    with pytest.raises(ModelError, match=r"are not one chain.*magnitude"):
+        captured(model, batches())
+
+
 def test_blocks_that_are_no_chain_are_refused_rather_than_run_in_a_wrong_order() -> None:
     config = XLMConfig(emb_dim=16, n_layers=2, n_heads=2, causal=True, vocab_size=128)
     model = AutoModelForCausalLM.from_config(config).eval()
