@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from spp_cli import __version__
+from spp_cli.atomic_files import UnfinishedFile, remove_leftovers
 from spp_cli.errors import WorkspaceError
 from spp_cli.stage_facts import deciding, reads_seed
 
 FORMAT = 2  # raised when the same settings and inputs come to mean another result
-UNFINISHED = ".writing"  # ends the name of a file that write_text has not yet put in its place
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
 NOT_SET = object()  # in place of a value that one of two does not have
 _FULL = (ENOSPC, EDQUOT, EFBIG)
@@ -245,20 +245,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` as ``write_json`` does."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    """Write ``text`` to ``path`` as ``write_json`` does.
+
+    What killed writers left next to it is removed.
+    """
+    path, data = Path(path), text.encode()
     with disk_errors(path):
-        try:
-            with unfinished.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(unfinished, path)
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
+        remove_leftovers(path.parent)
+        UnfinishedFile(path, lambda stream: stream.write(data)).finish()
 
 
 def _plain(value: Any) -> Any:

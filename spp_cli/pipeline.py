@@ -86,6 +86,7 @@ def run_stages(
             _help_with(stage, config, workspace)
         processes.disconnect()
         return []
+    workspace.remove_leftovers()
     outcomes = []
     for stage in stages:
         with processes.leading() as tell:
@@ -275,6 +276,7 @@ def _run_stage(
         manifest = run.publish(
             stage,
             fingerprint=fingerprint,
+            output=result.output,
             metrics=result.metrics,
             mask_digest=result.mask_digest,
             seconds=time.monotonic() - clock,

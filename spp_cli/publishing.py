@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from errno import EINVAL
 from pathlib import Path
 
-from spp_cli.fingerprint import UNFINISHED
-from spp_cli.models.origin import CARD
+from spp_cli.errors import WorkspaceError
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 RESULTS = "results.json"  # what an evaluation found
@@ -34,19 +34,31 @@ def old_of(result: Path) -> Path:
     return result.with_name(f"{result.name}.old")
 
 
-def output_files(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of every file of output, by its path relative to ``folder``.
+def keep_only(folder: Path, output: Collection[str]) -> dict[str, int]:
+    """Remove from a folder in progress all but its records and ``output``, relative to it.
 
-    A model card is none: it tells what is on record, and is written anew when there is more to say.
+    A folder in ``output`` stands for all that is in it. Returns the size in bytes of every file of
+    output by its path. Whatever else is there, a killed writer or a library has left.
+
+    Raises:
+        WorkspaceError: a file or folder of ``output`` is not there.
     """
-    own = {MANIFEST, CONFIG, FINGERPRINT, PROGRESS, RESUME, CARD}
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [path.relative_to(folder) for path in paths]
-    return {
-        name.as_posix(): path.stat().st_size
-        for path, name in zip(paths, names, strict=True)
-        if name.parts[0] not in own
-    }
+    records, wanted = {CONFIG, FINGERPRINT, PROGRESS, RESUME}, {Path(name) for name in output}
+    for missing in (name for name in sorted(wanted) if not (folder / name).exists()):
+        raise WorkspaceError(f"{folder / missing} is gone. Run the same command again")
+    sizes = {}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        name = path.relative_to(folder)
+        if name.parts[0] in records:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif wanted.isdisjoint({name, *name.parents}):
+            path.unlink()
+        else:
+            sizes[name.as_posix()] = path.stat().st_size
+    return dict(sorted(sizes.items()))
 
 
 def is_result(name: str) -> bool:
@@ -70,12 +82,6 @@ def holds_work(partial: Path) -> bool:
     """Whether a folder in progress holds more than the plan: output, or what a resume needs."""
     plan = {CONFIG, FINGERPRINT, PROGRESS}
     return any(path.is_file() and path.name not in plan for path in partial.rglob("*"))
-
-
-def remove_unfinished_files(folder: Path) -> None:
-    """Remove what killed writers left behind."""
-    for path in folder.rglob(f".*{UNFINISHED}"):
-        remove(path)
 
 
 def link_output(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from spp_cli.atomic_files import UNFINISHED, remove_leftovers
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import (
     Fingerprint,
@@ -42,13 +43,12 @@ from spp_cli.publishing import (
     holds_work,
     is_half_replaced,
     is_result,
+    keep_only,
     link_output,
-    output_files,
     partial_of,
     put_in_place,
     recover,
     remove,
-    remove_unfinished_files,
     sync_output,
 )
 
@@ -197,11 +197,17 @@ class Run:
             with disk_errors(self.folder):
                 for result in filter(is_half_replaced, self._results()):
                     recover(result)
+                self._remove_leftovers()
             self._locked = True
             try:
                 yield
             finally:
                 self._locked = False
+
+    def _remove_leftovers(self) -> None:
+        remove_leftovers(self.folder, below=True)
+        for folder in self.folder.glob(f".*{UNFINISHED}"):  # of a search that was killed
+            remove(folder)
 
     def begin(
         self, stage: str, fingerprint: Fingerprint, config_yaml: str, *, force: bool = False
@@ -308,15 +314,17 @@ class Run:
         stage: str,
         *,
         fingerprint: Fingerprint,
+        output: Collection[str],
         metrics: dict[str, Any],
         mask_digest: str | None,
         seconds: float,
         peak_memory_bytes: int | None,
         started: str,
     ) -> Manifest:
-        """Make what is in the stage's ``.partial`` its result, within ``lock``; return its record.
+        """Make the stage's ``.partial`` its result, within ``lock``; return its record.
 
-        Every file is on the disk before the record is, and the record before the one rename.
+        ``output`` are its files, relative to it; what else is there is removed. Every file is on
+        the disk before the record is, and the record before the one rename.
 
         Raises:
             WorkspaceError: the disk is full or cannot be written; the earlier result is intact,
@@ -325,8 +333,7 @@ class Run:
         assert self._locked
         partial = partial_of(self.folder / stage)
         with disk_errors(partial):
-            remove_unfinished_files(partial)
-            files = output_files(partial)
+            files = keep_only(partial, output)
             sync_output(partial, files)
             manifest = Manifest(
                 stage=stage,

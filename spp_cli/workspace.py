@@ -15,6 +15,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from spp_cli.atomic_files import remove_leftovers
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import Fingerprint, disk_errors
 from spp_cli.locking import RunInUse
@@ -63,6 +64,13 @@ class Workspace:
     def sweeps(self) -> Path:
         """Where each sweep has its records."""
         return self.root / ".sweeps"
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left next to the runs and in what all runs share."""
+        remove_leftovers(self.root)
+        stores = (self.calibration, self.statistics, self.training, self.sweeps)
+        for folder in (self.digest_cache.parent, *stores):
+            remove_leftovers(folder, below=True)
 
     def run(self, name: str) -> Run:
         """Return the run of this name, there or not yet; what a kill left half replaced is mended.

@@ -12,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "spp_cli"
 GROUND = {
+    "atomic_files",
     "errors",
     "config",
     "settings",

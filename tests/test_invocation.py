@@ -36,6 +36,7 @@ def finish(stage: str, *assignments: str, file: str | None = None) -> str:
         run.publish(
             stage,
             fingerprint=fingerprint,
+            output=[],
             metrics={},
             mask_digest=None,
             seconds=1.0,

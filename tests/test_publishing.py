@@ -19,7 +19,7 @@ import pytest
 
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest
-from spp_cli.publishing import damage, output_files
+from spp_cli.publishing import damage, keep_only
 from spp_cli.workspace import Run, Workspace
 
 PUBLISHED = {"adapter", "adapter/weights", "config.yaml", "manifest.json", "model.safetensors"}
@@ -40,6 +40,8 @@ def work_on(run: Run, text: str) -> bool:
     (partial / "adapter").mkdir(exist_ok=True)
     (partial / "adapter" / "weights").write_text(text)
     (partial / ".model.safetensors.1.writing").write_text(text)
+    (partial / "left").mkdir(exist_ok=True)
+    (partial / "left" / ".tmpAb12Cd").write_text("what a library left")
     (partial / "model.safetensors").write_text(text * 1000)
     (partial / "progress.json").write_text('{"done": 17, "total": 32, "unit": "blocks"}')
     return True
@@ -49,6 +51,7 @@ def publish(run: Run, text: str) -> Manifest:
     return run.publish(
         "prune",
         fingerprint=made_from(text),
+        output=["adapter", "model.safetensors"],
         metrics={"text": text},
         mask_digest="abc",
         seconds=1.5,
@@ -291,7 +294,7 @@ def test_a_disk_full_on_resuming_keeps_the_work(tmp_path: Path) -> None:
     run = Workspace(tmp_path).run("demo")
     with run.lock("prune"):
         work_on(run, "new")
-    before = names_below(tmp_path)
+    before = names_below(tmp_path) - {"demo/prune.partial/.model.safetensors.1.writing"}
 
     def run_out_of_space() -> None:
         with run.lock("prune"):
@@ -321,7 +324,7 @@ def test_digests_read_while_publishing_are_remembered(tmp_path: Path) -> None:
 
 def test_damage_names_the_file_and_both_sizes(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("whole")
-    files = output_files(tmp_path)
+    files = keep_only(tmp_path, ["model.safetensors"])
     assert damage(tmp_path, files) is None
     (tmp_path / "model.safetensors").write_text("who")
     assert damage(tmp_path, files) == f"{tmp_path}/model.safetensors has 3 bytes instead of 5"

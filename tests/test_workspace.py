@@ -40,6 +40,7 @@ def finish(
         return run.publish(
             stage,
             fingerprint=fingerprint,
+            output=["model.safetensors"],
             metrics={"perplexity": 18.5},
             mask_digest=None,
             seconds=2.0,
@@ -322,3 +323,17 @@ def test_a_name_that_is_too_long_for_the_disk_is_one_clear_line(tmp_path: Path) 
 def test_the_workspace_does_not_wait_for_torch() -> None:
     program = "import sys, spp_cli.workspace; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_what_killed_writers_left_goes_with_the_next_stage_wherever_it_is(run: Run) -> None:
+    finish(run, "merge", made_from())
+    root, name = run.folder.parent, ".README.md.4711.writing"
+    folders = (root, root / ".cache" / "evaluations", root / ".sweeps" / "s", run.folder / "merge")
+    for folder in (*folders, run.folder / ".find-lr.x.writing"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("half")
+    Workspace(root).remove_leftovers()
+    with run.lock("merge"):
+        pass
+    assert not list(root.rglob("*.writing"))
+    assert run.state("merge") == "done"

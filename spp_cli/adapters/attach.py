@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spp_cli import processes
@@ -19,8 +19,17 @@ from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
 from spp_cli.adapters.frozen import DenseWeight, FrozenWeight, PackedWeight
 from spp_cli.errors import ModelError
 from spp_cli.models.decoder import Linear
+from spp_cli.models.tensor_file import layout_of, write_tensors
 
-__all__ = ["adapted_layers", "attach", "load_adapter", "read_adapter_config", "save_adapter"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "adapted_layers",
+    "attach",
+    "load_adapter",
+    "read_adapter_config",
+    "save_adapter",
+]
 
 WEIGHTS = "adapter.safetensors"
 CONFIG = "adapter_config.json"
@@ -72,7 +81,8 @@ def save_adapter(model: nn.Module, folder: Path, description: dict[str, Any]) ->
     if not processes.is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
+    layouts = {name: layout_of(tensor) for name, tensor in tensors.items()}
+    write_tensors(folder / WEIGHTS, layouts, tensors.__getitem__, {})
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 

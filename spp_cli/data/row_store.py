@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spp_cli.atomic_files import remove_leftovers
 from spp_cli.data.instructions import training_rows
 from spp_cli.data.pools import Wanted
 from spp_cli.data.sources import source_digest
 from spp_cli.data.token_rows import Account, Rows, digest_of
-from spp_cli.data.token_store import DAMAGE, remove_unfinished
+from spp_cli.data.token_store import DAMAGE
 from spp_cli.fingerprint import canonical_json, disk_errors, sha256
 from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.progress import Reporter
@@ -88,7 +89,7 @@ class RowStore:
             return KeptRows(*found, path, is_new=False)
         with disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self.folder)
+            remove_leftovers(self.folder)
             made = training_rows(replace(asked.wanted, scratch=self.folder), reporter)
             _write(path, made)
         return KeptRows(*made, path, is_new=True)

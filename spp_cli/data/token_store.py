@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spp_cli.atomic_files import remove_leftovers
 from spp_cli.config import CalibrationConfig
 from spp_cli.data.calibration import calibration_tokens, shares
 from spp_cli.data.sources import source_digest
 from spp_cli.data.tokens import TokenSet, token_digest
-from spp_cli.fingerprint import FORMAT, UNFINISHED, canonical_json, disk_errors, sha256
+from spp_cli.fingerprint import FORMAT, canonical_json, disk_errors, sha256
 from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.progress import Reporter
 
-__all__ = ["DAMAGE", "Asked", "Kept", "TokenStore", "remove_unfinished"]
+__all__ = ["DAMAGE", "Asked", "Kept", "TokenStore"]
 
 # What reading a file may raise that is not what it should be.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-_HOUR = 3600.0  # seconds; nothing takes that long to write
 
 
 @dataclass(frozen=True)
@@ -126,13 +124,5 @@ def _write(path: Path, drawn: TokenSet, asked: Asked) -> None:
     }
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(path.parent)
+        remove_leftovers(path.parent)
         write_tensors(path, {"tokens": layout_of(drawn.tokens)}, lambda _: drawn.tokens, metadata)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left, but not what another process is writing now."""
-    for file in folder.glob(f".*{UNFINISHED}"):
-        with suppress(OSError):
-            if time.time() - file.stat().st_mtime > _HOUR:
-                file.unlink()

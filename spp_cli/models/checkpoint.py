@@ -198,13 +198,14 @@ def tokenizer_files(folder: Path) -> list[str]:
     return [path.name for path in companions(folder) if path.name not in of_the_model]
 
 
-def copy_companions(source: Path, target: Path, dtype: str | None = None) -> None:
-    """Copy config, tokenizer, generation config and what licence there is, unchanged.
+def copy_companions(source: Path, target: Path, dtype: str | None = None) -> list[str]:
+    """Copy config, tokenizer, generation config and what licence there is; return their names.
 
     With ``dtype`` the weights were cast, and config.json's one key that names their type follows:
     transformers would cast them back when it loads the folder.
     """
-    for path in [*companions(source), *licence_files(source)]:
+    copied = [*companions(source), *licence_files(source)]
+    for path in copied:
         shutil.copyfile(path, target / path.name)
     if dtype is not None:
         config = json.loads((target / "config.json").read_text())
@@ -212,3 +213,4 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> Non
         if config.get(key) != dtype:
             config[key] = dtype
             (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return [path.name for path in copied]

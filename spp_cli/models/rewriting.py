@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spp_cli.atomic_files import UnfinishedFile
 from spp_cli.models.checkpoint import INDEX, SINGLE
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.experts import Part
@@ -17,7 +18,6 @@ from spp_cli.models.stored import StoredTensors
 from spp_cli.models.tensor_file import (
     Layout,
     TensorFile,
-    UnfinishedFile,
     begin_tensors,
     whole_file,
     write_tensors,
@@ -100,8 +100,11 @@ class CheckpointRewriter:
         source = TensorFile(path).read if path.exists() else self._source.tensor
         return source(name, index)
 
-    def finish(self) -> None:
-        """Write what is in no block, then the index; a small model becomes one file."""
+    def finish(self) -> list[str]:
+        """Write what is in no block, then the index; return the names of the files.
+
+        A small model becomes one file.
+        """
         self.begin(len(self._names) - 1, {}).finish()
         files = [TensorFile(self._path(shard)) for shard in range(len(self._names))]
         homes = {name: file for file in files for name in file.names()}
@@ -113,12 +116,13 @@ class CheckpointRewriter:
             )
             for file in files:
                 file.path.unlink()
-            return
+            return [SINGLE]
         index: dict[str, Any] = {
             "metadata": {"total_size": size},
             "weight_map": {name: file.path.name for name, file in homes.items()},
         }
         (self._target / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        return [INDEX, *(file.path.name for file in files)]
 
     def _layout(self, name: str) -> Layout:
         """Return shape and type of a tensor as it will be written."""

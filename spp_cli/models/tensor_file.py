@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from spp_cli.atomic_files import UnfinishedFile
+
 __all__ = [
     "Layout",
     "TensorFile",
-    "UnfinishedFile",
     "begin_tensors",
     "bytes_of",
     "layout_of",
@@ -139,35 +138,6 @@ def whole_file(path: Path) -> TensorFile | None:
         return TensorFile(path)
     except (OSError, ValueError):
         return None
-
-
-class UnfinishedFile:
-    """A file whose bytes are with the system, but neither on the disk for sure nor in its place."""
-
-    def __init__(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
-        self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-        with self._or_nothing(), self._beside.open("wb") as stream:
-            write(stream)
-
-    def finish(self) -> None:
-        """Wait for the disk, then put the file in its place; a kill leaves all of it or nothing."""
-        with self._or_nothing():
-            descriptor = os.open(self._beside, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            self._beside.replace(self._path)
-
-    @contextmanager
-    def _or_nothing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            with suppress(OSError):
-                self._beside.unlink()
-            raise
 
 
 def write_tensors(

@@ -32,13 +32,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes of an e
 
 
 def pack_folder(source: Path, target: Path) -> tuple[int, int]:
-    """Write a model folder into the folder ``target``, its weights packed.
+    """Write a model folder into the folder ``target``, its weights packed; what was there is gone.
 
     What does not belong to the model, such as a run's own records, stays behind.
 
     Returns the bytes of the model files before and after, the keep masks counted in both.
     """
-    target.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     masks = _masks_of(source)
     before = after = 0
     belonging = [*companions(source), *licence_files(source), *source.glob(f"*{_PLAIN}")]

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spp_cli.atomic_files import UnfinishedFile
 from spp_cli.models.tensor_file import (
     TensorFile,
-    UnfinishedFile,
     begin_tensors,
     layout_of,
     whole_file,

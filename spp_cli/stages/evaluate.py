@@ -50,7 +50,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             models[stage] = {"digest": digest, **figures, "results": results}
     shares = recovered(models)
     write_json(target / RESULTS, {"format": 1, "models": models, "recovered": shares})
-    return Result({"recovered": shares, **_headline(models)})
+    return Result({"recovered": shares, **_headline(models)}, [RESULTS])
 
 
 def evaluate_folder(config: SppConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from transformers import set_seed
 
 from spp_cli import processes
-from spp_cli.adapters.attach import save_adapter
+from spp_cli.adapters.attach import CONFIG, WEIGHTS, save_adapter
 from spp_cli.config import FinetuneConfig, SppConfig
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.evaluation.perplexity import exp_nats
@@ -103,8 +103,11 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     if not processes.is_main():
         return Result({})
     before = trainer.loss_before()
+    output = [WEIGHTS, CONFIG, LOG]
+    output += [TENSORBOARD] * (target / TENSORBOARD).exists()
     try:
         draw_losses(log, target / LOSS_PLOT)
+        output.append(LOSS_PLOT)
     except MissingExtraError as error:
         reporter.say(str(error))
     reporter.say(
@@ -126,6 +129,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "linears": len(names),
             **data.described(),
         },
+        output,
         sparse.masks.digest,
     )
 

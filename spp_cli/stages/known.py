@@ -12,12 +12,12 @@ import torch
 from spp_cli import processes
 from spp_cli.allocation.allocation import Allocation
 from spp_cli.allocation.dense import DenseModel
+from spp_cli.atomic_files import remove_leftovers
 from spp_cli.data.tokens import TokenSet
 from spp_cli.fingerprint import FORMAT, canonical_json, disk_errors, sha256, write_json
 from spp_cli.locking import exclusive_lock
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.saved import KEPT, SavedStatistics
-from spp_cli.publishing import remove_unfinished_files
 from spp_cli.stages.stage import Sources
 
 __all__ = ["folder_of", "measured", "statistics"]
@@ -59,7 +59,7 @@ def statistics(folder: Path, dense: DenseModel) -> SavedStatistics:
         _gather(saved, dense, processes.give_out(None))
         return saved
     with exclusive_lock(folder / ".lock", "prune", of="statistics", wait=say):
-        remove_unfinished_files(folder)
+        remove_leftovers(folder)
         missing = processes.give_out(saved.missing())
         for path in saved.damaged(missing):
             dense.reporter.warn(f"{path} is damaged, and gathered anew")

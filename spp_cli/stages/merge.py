@@ -16,8 +16,8 @@ from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.progress import Reporter
 from spp_cli.publishing import ARCHIVE
 from spp_cli.sparsity.archive import pack_folder
-from spp_cli.sparsity.masks import save_masks
-from spp_cli.sparsity.verify import recorded_pattern, write_sparsity_record
+from spp_cli.sparsity.masks import FILE_NAME, save_masks
+from spp_cli.sparsity.verify import RECORD, recorded_pattern, write_sparsity_record
 from spp_cli.stages.sparse_model import adapted_model, float32_logits
 from spp_cli.stages.stage import Result, Sources
 
@@ -71,12 +71,12 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     rewriter = CheckpointRewriter(sparse.stored, target, sparse.decoder)
     for block in range(len(sparse.decoder.blocks)):
         rewriter.begin(block, replaced).finish()
-    rewriter.finish()
-    copy_companions(prune, target)
+    output = rewriter.finish() + copy_companions(prune, target)
     packed = sparse.masks.as_stored()
     digest = save_masks(target, packed, sparse.masks.shapes)
     pattern = str(recorded_pattern(prune))
     sparsity = write_sparsity_record(target, pattern, packed, sparse.masks.shapes, digest)
+    output += [FILE_NAME, RECORD]
     reporter.say(f"largest difference of a logit, adapter against merged: {difference:.3g}")
     if changed:
         reporter.warn(
@@ -95,9 +95,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     }
     if config.merge.packed:
         before, after = pack_folder(target, target / ARCHIVE)
+        output.append(ARCHIVE)
         metrics["bytes"], metrics["packed_bytes"] = before, after
         reporter.say(f"packed: {after:,} bytes of {before:,}")
-    return Result(metrics, digest)
+    return Result(metrics, output, digest)
 
 
 def _refuse_damage(name: str, merged: torch.Tensor, keep: torch.Tensor) -> None:

@@ -33,9 +33,9 @@ from spp_cli.pruning.output_error import best_known
 from spp_cli.pruning.saved import check_kept
 from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.publishing import PROGRESS, RESUME
-from spp_cli.sparsity.masks import save_masks
+from spp_cli.sparsity.masks import FILE_NAME, save_masks
 from spp_cli.sparsity.patterns import parse_pattern
-from spp_cli.sparsity.verify import write_sparsity_record
+from spp_cli.sparsity.verify import RECORD, write_sparsity_record
 from spp_cli.stages import known
 from spp_cli.stages.allocating import allocate
 from spp_cli.stages.block_records import BlockRecords
@@ -141,12 +141,15 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
 
     if not processes.is_main():
         return Result({})
-    rewriter.finish()
-    copy_companions(sources.model, target, None if cast_to is None else config.model.dtype)
+    output = rewriter.finish()
+    output += copy_companions(
+        sources.model, target, None if cast_to is None else config.model.dtype
+    )
     packed, shapes, figures = records.collect(blocks)
     digest = save_masks(target, packed, shapes)
     _tell_of_thin_text(figures, reporter)
     overall = write_sparsity_record(target, str(pattern), packed, shapes, digest)
+    output += [FILE_NAME, RECORD]
     shutil.rmtree(target / RESUME, ignore_errors=True)
     return Result(
         {
@@ -161,6 +164,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
             "calibration": tokens and tokens.described(),
             "origin": origin(sources.model),
         },
+        output,
         digest,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spp_cli.atomic_files import UNFINISHED
 from spp_cli.config import FinetuneConfig, SppConfig
 from spp_cli.errors import MissingExtraError, NumericalError
 from spp_cli.fingerprint import write_json
@@ -112,7 +113,7 @@ def _attempt(
             "report_to": (),
         }
     )
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".find-lr-") as target:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".find-lr.", suffix=UNFINISHED) as target:
         try:
             result = finetune.run(
                 config.model_copy(update={"finetune": short}), sources, Path(target), Silent()

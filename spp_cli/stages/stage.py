@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage reports of itself, for the manifest and the terminal."""
+    """What a stage reports of itself, for the manifest and the terminal.
+
+    ``output`` are the files that it has made, relative to its folder; a folder stands for all that
+    is in it. What else lies there is no part of the result.
+    """
 
     metrics: dict[str, Any]
+    output: Sequence[str] = ()
     mask_digest: str | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from spp_cli.atomic_files import UnfinishedFile
 from spp_cli.config import CalibrationConfig
 from spp_cli.data import token_store
 from spp_cli.data.calibration import calibration_tokens
@@ -202,32 +201,18 @@ def test_a_damaged_file_is_drawn_anew_with_a_word(damage: Any, here: Path, token
     assert not store.tokens(asked(tokenizer), talk).is_new
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def test_a_kill_while_writing_leaves_no_file_and_what_it_left_goes_in_time(
-    here: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+def test_what_killed_writers_left_goes_and_what_is_being_written_stays(
+    here: Path, tokenizer: Any
 ) -> None:
-    store = TokenStore(here / "store")
-
-    def dying(*arguments: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", dying)
-        with pytest.raises(Killed):
-            store.tokens(asked(tokenizer), Silent())
-    assert list((here / "store").glob("*.safetensors")) == []
-    (left,) = (here / "store").iterdir()
-    long_ago = time.time() - 2 * 3600
-    left.rename(young := left.with_name(f".another.{os.getpid()}.writing"))
-    old = left.with_name(".old.1.writing")
-    old.write_bytes(b"half")
-    os.utime(old, (long_ago, long_ago))
-    assert store.tokens(asked(tokenizer), Silent()).is_new
-    assert young.exists()  # another process may be at it
-    assert not old.exists()
+    (here / "store").mkdir()
+    left, held = here / "store" / ".a.safetensors.1.writing", here / "store" / "b.safetensors"
+    left.write_bytes(b"half")
+    writer = UnfinishedFile(held, lambda stream: stream.write(b"all"))
+    assert TokenStore(here / "store").tokens(asked(tokenizer), Silent()).is_new
+    assert not left.exists()
+    writer.finish()
+    assert held.read_bytes() == b"all"
+    assert not list((here / "store").glob(".*"))
 
 
 def test_a_folder_that_cannot_be_is_a_mistake_of_one_line(here: Path, tokenizer: Any) -> None:
