@@ -12,7 +12,7 @@ from typing import Any
 
 from spp_cli import processes
 from spp_cli.config import SppConfig
-from spp_cli.errors import ConfigError, ModelError, SppError
+from spp_cli.errors import ConfigError, ModelError, NumericalError, SppError
 from spp_cli.fingerprint import (
     Fingerprint,
     Manifest,
@@ -44,6 +44,7 @@ MODULES = {
     "eval": "spp_cli.stages.evaluate",
 }
 _TOGETHER = ("prune", "finetune")  # what several processes do together
+_OTHER_SETTINGS = "With other settings add --force, which discards what is unfinished"
 _LENT = ("prune",)  # what a run takes over from another that has made the very same
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prune": (),
@@ -250,12 +251,18 @@ def _run_stage(
     work = _work(stage, config, workspace, run)
     fingerprint, folders = work.fingerprint, work.folders
     with run.lock(stage):
+        outdated = [] if force else run.outdated_work(stage, fingerprint)
         partial = run.begin(stage, fingerprint, dump_yaml(config), force=force)
         if partial is None:
             manifest = run.manifest(stage)
             assert manifest is not None
             reporter.say(f"{stage}: up to date in {run.folder / stage}")
             return StageOutcome(stage, run.name, run.folder / stage, True, manifest)
+        if outdated:
+            reporter.warn(
+                f"{stage}: {', '.join(outdated)} changed since the unfinished {stage} of run "
+                f"{run.name} was begun, which is discarded"
+            )
         lender = workspace.lender(stage, fingerprint, run) if stage in _LENT and not force else None
         if lender and (manifest := run.borrow(stage, lender, fingerprint)):
             reporter.say(f"{stage}: the same as in run {lender.name}, linked from there")
@@ -272,6 +279,8 @@ def _run_stage(
             # A broken dense model is so the next time, too; a full disk may have room then.
             hopeless = stage == "prune" and isinstance(error, ModelError)
             run.abandon(stage, for_good=hopeless)
+            if isinstance(error, NumericalError) and run.unfinished(stage):
+                raise NumericalError(f"{error}. {_OTHER_SETTINGS}") from error
             raise
         manifest = run.publish(
             stage,

@@ -220,20 +220,21 @@ def stage_actions(config: SppConfig, name: str | None) -> dict[str, dict[str, st
 def _action(run: Run, stage: str, state: str, config: SppConfig, anew: bool) -> str:
     if state in ("missing", "running", "damaged"):
         return {"missing": "run", "running": "wait", "damaged": "refuse: damaged"}[state]
-    if state == "partial":
-        return "go on"
     changed = changed_settings(run, stage, config)
     if changed and stage != "eval":
-        return f"refuse: {'; '.join(map(str, changed))} (--force replaces it, --run NAME keeps it)"
-    return "run anew" if anew or state == "stale" or changed else "nothing"
+        loses = "discards what is unfinished" if state == "partial" else "replaces it"
+        return f"refuse: {'; '.join(map(str, changed))} (--force {loses}, --run NAME keeps it)"
+    if anew or state == "stale" or changed:
+        return "run again"
+    return "resume" if state == "partial" else "nothing"
 
 
 def changed_settings(run: Run, stage: str, config: SppConfig) -> list[Difference]:
-    """Return what differs between ``config`` and what a finished stage was made with."""
+    """Return what differs between ``config`` and what a stage was finished or begun with."""
     manifest = run.intact_manifest(stage)
-    if manifest is None:
+    old = manifest.made_from() if manifest else run.unfinished(stage)
+    if old is None:
         return []
-    old = manifest.made_from()
     known = {name: old.settings[name] for name in old.settings if name != "model"}
     new = settings_fingerprint(stage, config, {})
     return differences(Fingerprint(known, {}, old.seed, old.format), new)

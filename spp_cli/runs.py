@@ -26,6 +26,7 @@ from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import (
     Fingerprint,
     Manifest,
+    changed_inputs,
     differences,
     disk_errors,
     folder_digest,
@@ -218,17 +219,18 @@ class Run:
         ``force``. An earlier result stays where it is until ``publish``.
 
         Raises:
-            WorkspaceError: the stage was finished with other settings (all are shown), or is
-                damaged, and not ``force``; or the disk is full or cannot be written.
+            WorkspaceError: the stage was finished or begun with other settings (all are shown), or
+                is damaged, and not ``force``; or the disk is full or cannot be written.
         """
         assert self._locked
         if not force:
             done = self.manifest(stage)
             if done and fingerprint.is_met_by(done.made_from()):
                 return None
-            # An evaluation adds to what is there, so it has no settings to lose.
-            if done and stage != "eval":
+            if done:
                 self._refuse_other_settings(stage, done.made_from(), fingerprint)
+            elif begun := self.unfinished(stage):
+                self._refuse_other_settings(stage, begun, fingerprint, finished=False)
         partial = partial_of(self.folder / stage)
         begun = None if force else self._begun(stage)
         resumes = begun is not None and fingerprint.is_met_by(begun)
@@ -248,13 +250,26 @@ class Run:
                 raise
         return partial
 
-    def _refuse_other_settings(self, stage: str, old: Fingerprint, new: Fingerprint) -> None:
-        if changed := differences(old, new):
-            raise WorkspaceError(
-                f"run {self.name} has {RESULTS[stage]} with other settings: "
-                f"{'; '.join(map(str, changed))}. "
-                "Add --force to replace it, or --run NAME to keep both"
-            )
+    def _refuse_other_settings(
+        self, stage: str, old: Fingerprint, new: Fingerprint, *, finished: bool = True
+    ) -> None:
+        changed = differences(old, new)
+        if not changed or stage == "eval":  # it adds to what is there: it has no settings to lose
+            return
+        there = RESULTS[stage] if finished else f"an unfinished {stage}"
+        raise WorkspaceError(
+            f"run {self.name} has {there} with other settings: {'; '.join(map(str, changed))}. "
+            f"Add --force to {'replace' if finished else 'discard'} it, or --run NAME to keep both"
+        )
+
+    def unfinished(self, stage: str) -> Fingerprint | None:
+        """Return what the work of a stage in progress was begun with; None if there is no work."""
+        return self._begun(stage) if holds_work(partial_of(self.folder / stage)) else None
+
+    def outdated_work(self, stage: str, fingerprint: Fingerprint) -> list[str]:
+        """Return which inputs have changed since the work of a stage in progress was begun."""
+        begun = self.unfinished(stage)
+        return changed_inputs(begun, fingerprint) if begun else []
 
     def _begun(self, stage: str) -> Fingerprint | None:
         """Return what a stage in progress was begun with; None if none can go on."""

@@ -14,6 +14,7 @@ from conftest import make_base_and_text, make_model
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError, WorkspaceError
 from spp_cli.pipeline import StageOutcome, run_stages, up_to_date
+from spp_cli.plan import stage_actions
 from spp_cli.progress import Silent
 from spp_cli.stages import finetune
 from spp_cli.status import run_status
@@ -426,7 +427,10 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def test_status_tells_how_far_a_killed_stage_had_come_and_it_ends_as_if_never_killed(monkeypatch):
+@pytest.fixture
+def unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run, other, whose finetune was killed at its end."""
+
     def dying(trainer: finetune.AdapterTrainer) -> int:
         raise Killed
 
@@ -435,6 +439,40 @@ def test_status_tells_how_far_a_killed_stage_had_come_and_it_ends_as_if_never_ki
         patch.setattr(finetune.AdapterTrainer, "load_best", dying)
         with pytest.raises(Killed):
             run("finetune", name="other")
+
+
+def test_unfinished_work_is_not_lost_to_other_settings_and_the_plan_says_so(unfinished):
+    work = Path("workspace/other/finetune.partial")
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+
+    def planned(**changes: Any) -> str:
+        settings = json.loads(json.dumps({**SETTINGS, "model": "base"}))
+        settings["finetune"] |= changes
+        return stage_actions(SppConfig.model_validate(settings), "other")["finetune"]["action"]
+
+    difference = "finetune.learning_rate: 0.01 → 0.02"
+    with pytest.raises(WorkspaceError) as refusal:
+        run("finetune", name="other", changes={"finetune.learning_rate": 0.02})
+    assert str(refusal.value).startswith(
+        f"run other has an unfinished finetune with other settings: {difference}. Add --force"
+    )
+    assert planned(learning_rate=0.02).startswith(f"refuse: {difference} (--force discards")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert planned(gradient_checkpointing=True) == planned() == "resume"
+
+
+def test_unfinished_work_of_another_input_is_discarded_with_a_word(unfinished):
+    text = Path("text.txt").read_text()
+    Path("text.txt").write_text(text.replace("add", "sub"))
+    reporter = Bars()
+    run("prune", "finetune", name="other", reporter=reporter)
+    assert reporter.warnings[-1:] == [
+        "finetune: data, prune changed since the unfinished finetune of run other was begun, "
+        "which is discarded"
+    ]
+
+
+def test_status_tells_how_far_a_killed_stage_had_come_and_it_ends_as_if_never_killed(unfinished):
     status = run_status(Workspace("workspace").run("other"))["stages"]["finetune"]
     assert status == {"state": "partial", "progress": {"done": 4, "total": 4, "unit": "steps"}}
     (outcome,) = run("finetune", name="other")

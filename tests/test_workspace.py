@@ -158,7 +158,13 @@ def test_an_interrupted_stage_goes_on_only_with_the_same_fingerprint(run: Run) -
     assert begin_with(made_from(model="abc")) == []
     assert begin_with(made_from(model="abc")) == ["block-0"]
     assert begin_with(made_from(model="other")) == []
-    assert begin_with(made_from({"sparsity": 0.9}, model="other")) == []
+    with pytest.raises(WorkspaceError) as caught:
+        begin_with(made_from({"sparsity": 0.9}, model="other"))
+    assert str(caught.value) == (
+        "run demo has an unfinished prune with other settings: prune.sparsity: 0.5 → 0.9. "
+        "Add --force to discard it, or --run NAME to keep both"
+    )
+    assert begin_with(made_from(model="other")) == ["block-0"]  # and nothing was lost
     assert begin_with(made_from({"sparsity": 0.9}, model="other"), force=True) == []
 
 

@@ -26,9 +26,10 @@ def failure(error: BaseException) -> tuple[str, int]:
         ), INTERRUPTED
     if _is_out_of_memory(error):
         return (
-            "out of memory. Choose a smaller batch: prune.calibration.batch_size, "
-            "finetune.batch_size (with finetune.gradient_checkpointing: true) or eval.batch_size; "
-            "or prune.calibration.samples, or a shorter sequence_length"
+            "out of memory. What was done is resumed with a smaller prune.calibration.batch_size "
+            "or eval.batch_size, and in a finetune with gradient_checkpointing: true, "
+            "base_storage: packed, or a smaller batch_size and gradient_accumulation_steps larger "
+            "by as much. Fewer samples or a shorter sequence_length need --force"
         ), USER_MISTAKE
     if _is_loss_of_another_process(error):
         return (

@@ -243,5 +243,5 @@ class AdapterTrainer(Trainer):
             return ""
         return (
             f". The best adapter so far, of step {best['step']}, is in {self._best.folder}. "
-            "The same command goes on from the last checkpoint; other settings begin anew"
+            "The same command resumes from the last checkpoint"
         )

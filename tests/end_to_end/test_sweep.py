@@ -160,11 +160,14 @@ def test_what_a_run_was_made_with_before_is_refused_before_any_point_runs():
     Path("many.yaml").write_text(f"base: base.yaml\n{settings}")
     for point in read_sweep("many.yaml", Layer()).points[1:]:
         run_stages(point.stages, point.config, Silent(), run=point.name)
-    Path("many.yaml").write_text(f"base: base.yaml\nconfig: {{seed: 1}}\n{settings}")
+    Path("many.yaml").write_text(
+        f"base: base.yaml\nconfig: {{prune.calibration.seed: 1}}\n{settings}"
+    )
     ended = sweep()
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: many.yaml:3: run magnitude-0.6 has its prune with other settings: seed: 0 → 1. "
+        "error: many.yaml:3: run magnitude-0.6 has its prune with other settings: "
+        "prune.calibration.seed: 0 → 1. "
         "Remove the run, or choose another --workspace\n"
     )
     assert not RECORD.exists()

@@ -49,9 +49,9 @@ MISTAKES = [
     ),
     Mistake(
         "other settings on the same run",
-        "spp prune small.yaml --run base-wanda-0.5 --sparsity 0.75 --set seed=3",
-        "run base-wanda-0.5 has a pruned model with other settings: seed: 0 → 3; "
-        "prune.sparsity: 0.5 → 0.75. Add --force to replace it, or --run NAME to keep both",
+        "spp prune small.yaml --run base-wanda-0.5 --sparsity 0.75 --set prune.calibration.seed=3",
+        "run base-wanda-0.5 has a pruned model with other settings: prune.sparsity: 0.5 → 0.75; "
+        "prune.calibration.seed: 0 → 3. Add --force to replace it, or --run NAME to keep both",
     ),
     Mistake(
         "another model on the same run",
