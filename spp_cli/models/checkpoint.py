@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from spp_cli.errors import ModelError
@@ -30,6 +31,8 @@ __all__ = [
 DEMO = "demo"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+WEIGHTS_KEY = "transformers_weights"  # of config.json: the file to read instead
+_AN_INDEX = ".safetensors.index.json"
 # What belongs to a model beside its weights. Everything here is copied byte for byte.
 _COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
@@ -59,35 +62,59 @@ class Checkpoint:
         }
 
     def _shards(self) -> list[Path]:
-        if (self.folder / INDEX).is_file():
-            try:
-                weight_map = _read_json(self.folder / INDEX)["weight_map"]
-                names = sorted({str(name) for name in weight_map.values()})
-            except (KeyError, AttributeError, TypeError):
-                raise ModelError(
-                    f"{self.folder / INDEX} has no weight_map; it is corrupt. Copy it anew"
-                ) from None
-            for name in names:
-                if not (self.folder / name).is_file():
-                    raise ModelError(
-                        f"{self.folder}: {name} is missing, {INDEX} names it. Copy the model anew"
-                    )
-            return [self.folder / name for name in names]
+        """Return the files that transformers reads, of all that are there, in its order."""
+        if named := self.config.get(WEIGHTS_KEY):
+            return self._named(str(named))
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
+        if (self.folder / INDEX).is_file():
+            return self._indexed(INDEX)
+        raise self._nothing_to_read()
+
+    def _named(self, name: str) -> list[Path]:
+        """Return the files that config.json names, which come before all others."""
+        path = self.folder / name
+        is_inside = path.resolve().is_relative_to(self.folder.resolve())
+        if not (is_inside and path.is_file() and name.endswith((".safetensors", _AN_INDEX))):
+            raise ModelError(
+                f"{self.folder}/config.json: {WEIGHTS_KEY} is {name!r}; must be a .safetensors "
+                "file in this folder, or the index of several. Copy it there, or drop the key"
+            )
+        return self._indexed(name) if name.endswith(_AN_INDEX) else [path]
+
+    def _indexed(self, index: str) -> list[Path]:
+        try:
+            weight_map = _read_json(self.folder / index)["weight_map"]
+            names = sorted({str(name) for name in weight_map.values()})
+        except (KeyError, AttributeError, TypeError):
+            raise ModelError(
+                f"{self.folder / index} has no weight_map; it is corrupt. Copy it anew"
+            ) from None
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise ModelError(
+                    f"{self.folder}: {name} is missing, {index} names it. Copy the model anew"
+                )
+        return [self.folder / name for name in names]
+
+    def _nothing_to_read(self) -> ModelError:
         pickled = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
             path.name for path in self.folder.glob("*.pt*")
         )
         if pickled:
-            raise ModelError(
+            return ModelError(
                 f"{self.folder} has only pickled weights ({pickled[0]}), which can run code when "
                 'opened. If you trust them, convert them once: python -c "from transformers import '
                 f"AutoModelForCausalLM as M; M.from_pretrained('{self.folder}')"
                 ".save_pretrained('converted')\""
             )
-        raise ModelError(
-            f"{self.folder} has no {SINGLE} and no {INDEX}. Copy or download its weights"
-        )
+        problem = f"{self.folder} has no {SINGLE} and no {INDEX}"
+        if others := sorted(path.name for path in self.folder.glob("*.safetensors")):
+            return ModelError(
+                f"{problem}, and {others[0]} is not read by transformers either. If it holds all "
+                f"weights of the model, name it {SINGLE}"
+            )
+        return ModelError(f"{problem}. Copy or download its weights")
 
     @property
     def weight_files(self) -> list[str]:
@@ -103,6 +130,16 @@ class Checkpoint:
     def size(self) -> int:
         """Bytes of the weight files."""
         return sum(path.stat().st_size for path in self._files)
+
+    def main_dtype(self) -> torch.dtype | None:
+        """Return the type that transformers gives all weights where config.json names none."""
+        if not self._files:
+            return None
+        path, tensors = next(iter(self._files.items()))
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())  # in an order of its own, of which the first counts
+        types = (tensors.dtype(name) for name in names)
+        return next((it for it in types if it.is_floating_point and it.itemsize > 1), None)
 
     def tensor(self, name: str, index: int | None = None) -> Tensor:
         """Return one tensor as it is stored, or what is at ``index`` of its first axis."""
@@ -202,15 +239,16 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> lis
     """Copy config, tokenizer, generation config and what licence there is; return their names.
 
     With ``dtype`` the weights were cast, and config.json's one key that names their type follows:
-    transformers would cast them back when it loads the folder.
+    transformers would cast them back when it loads the folder. A key that names the files of the
+    weights is left out: they have the usual names in ``target``.
     """
     copied = [*companions(source), *licence_files(source)]
     for path in copied:
         shutil.copyfile(path, target / path.name)
+    config = json.loads((target / "config.json").read_text())
+    changes = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     if dtype is not None:
-        config = json.loads((target / "config.json").read_text())
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        if config.get(key) != dtype:
-            config[key] = dtype
-            (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        changes["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    if changes != config:
+        (target / "config.json").write_text(json.dumps(changes, indent=2) + "\n")
     return [path.name for path in copied]

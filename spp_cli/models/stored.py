@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
@@ -29,7 +28,8 @@ class StoredTensors:
     """The stored tensor, or the part of one, that each tensor of a model is.
 
     How they differ is taken from what transformers goes by when it loads the model: a checkpoint
-    may hold its experts one by one or all in one tensor, under names old or new.
+    may hold its experts one by one or all in one tensor, under names old or new. ``untied`` are the
+    parameters that config.json ties to another, and that are stored with values of their own.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
@@ -44,6 +44,34 @@ class StoredTensors:
             for name, source in self._sources.items()
             for stored in source.stored_names()
         }
+        self.untied = self._tie(model)
+
+    def _tie(self, model: PreTrainedModel) -> set[str]:
+        """Let each tied parameter that is not stored be what it is tied to; return the others.
+
+        As transformers has it: what config.json ties and the checkpoint holds twice, with different
+        values, is not tied; and of several that are tied any one may be stored.
+        """
+        untied = set()
+        ties: dict[str, list[str]] = {}
+        for name, origin in model.all_tied_weights_keys.items():
+            ties.setdefault(origin, []).append(name)
+        for origin, tied in ties.items():
+            group = [origin, *tied]
+            if not (stored := [name for name in group if name in self._sources]):
+                continue
+            for name in group:
+                if name not in self._sources:
+                    self._sources[name] = self._sources[stored[0]]
+                elif not self._are_equal(name, stored[0]):
+                    untied.add(name)
+        return untied
+
+    def _are_equal(self, name: str, other: str) -> bool:
+        if self._sources[name] is self._sources[other]:
+            return True
+        layouts = [(self.shape(each), self.dtype(each)) for each in (name, other)]
+        return layouts[0] == layouts[1] and torch.equal(self.read(name), self.read(other))
 
     def part(self, name: str) -> Part:
         """Return what is stored of the model's tensor ``name``.
@@ -142,15 +170,16 @@ def _sources(
     renamings = [entry for entry in conversions if not isinstance(entry, WeightConverter)]
     prefix = f"{model.base_model_prefix}."
     sources: dict[str, _Source] = {}
-    for stored in sorted(stored_names, key=_natural):  # the order in which experts are merged
+    # In the order of transformers, in which experts are merged; of two names the first counts.
+    for stored in sorted(stored_names, key=dot_natural_key):
         renamed, converter, pattern = _renamed(stored, renamings, converters)
         if (name := _among(names, renamed, prefix)) is None:
             name, converter, pattern = _among(names, stored, prefix), None, None
         if name is None:
             continue
-        if name not in sources or (converter is None and name == stored):
-            sources[name] = _Source(converter, {})
-        sources[name].stored.setdefault(pattern, []).append(stored)
+        source = sources.setdefault(name, _Source(converter, {}))
+        if not source.stored or (source.converter and converter):
+            source.stored.setdefault(pattern, []).append(stored)
     return sources
 
 
@@ -169,10 +198,5 @@ def _renamed(
 
 def _among(names: set[str], name: str, prefix: str) -> str | None:
     """Return ``name`` as the model has it; checkpoints saved from a base model lack the prefix."""
-    candidates = (name, name.removeprefix(prefix), prefix + name)
+    candidates = (name.removeprefix(prefix), prefix + name, name)
     return next((candidate for candidate in candidates if candidate in names), None)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which layers.2 comes before layers.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -74,6 +74,8 @@ class StreamedModel(BlockSource):
 
     ``dtype``: type of the floating-point weights; None: that of config.json.
 
+    What it computes is what the model of ``from_pretrained`` computes, however it is stored.
+
     Raises:
         ModelError: the checkpoint lacks a tensor that the model has, or has it in another shape.
     """
@@ -87,17 +89,24 @@ class StreamedModel(BlockSource):
     ) -> None:
         self.model = empty_model(checkpoint, trust_remote_code=trust_remote_code)
         self.decoder = Decoder(self.model)
-        self._dtype = dtype or getattr(self.model.config.get_text_config(), "dtype", None)
+        configured = getattr(self.model.config.get_text_config(), "dtype", None)
+        self._dtype = dtype or configured or checkpoint.main_dtype()
         self.stored = StoredTensors(checkpoint, self.model)
         self._read: Read = checkpoint.tensor
+        self._untie()
         self._check()
 
+    def _untie(self) -> None:
+        """Give what is stored with values of its own a parameter of its own."""
+        for name in self.stored.untied:
+            path, _, own = name.rpartition(".")
+            module = self.model.get_submodule(path)
+            module._parameters[own] = _without_memory(module._parameters[own])
+            del self.model.all_tied_weights_keys[name]
+
     def _check(self) -> None:
-        """Look for every tensor that a forward without the head reads."""
-        base = {id(module) for module in self.model.base_model.modules()}
+        """Look for every tensor that the model reads, the head included."""
         for path, module in self.model.named_modules():
-            if id(module) not in base:
-                continue
             for name, tensor in _stored(module):
                 full = _join(path, name)
                 if self.stored.shape(full) != tuple(tensor.shape):
@@ -117,7 +126,7 @@ class StreamedModel(BlockSource):
                 self._fill(module, _join(self._base_path(), path), device)
 
     def place_head(self, device: torch.device) -> None:
-        self.model.tie_weights()  # a tied head is the embedding, and stored nowhere
+        self.model.tie_weights(recompute_mapping=False)  # a tied head is the embedding
         base = {id(module) for module in self.model.base_model.modules()}
         for path, module in self.model.named_modules():
             if id(module) not in base:
