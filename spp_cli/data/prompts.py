@@ -10,6 +10,7 @@ from typing import Any
 
 from spp_cli.data.files import Row, string_of
 from spp_cli.data.tokens import close, encode_all, encode_with_offsets
+from spp_cli.models.cross_entropy import IGNORED
 
 __all__ = [
     "IGNORED",
@@ -21,8 +22,6 @@ __all__ = [
     "instruction_of",
     "shared",
 ]
-
-IGNORED = -100  # the label that torch's cross-entropy passes over
 
 # The prompts of Stanford Alpaca, as the released SPP code trains on them.
 ALPACA_WITH_INPUT = (

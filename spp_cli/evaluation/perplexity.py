@@ -8,18 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spp_cli.data.tokens import check_vocabulary
 from spp_cli.errors import DataError, NumericalError
 from spp_cli.evaluation.batches import within_memory
+from spp_cli.models.cross_entropy import token_losses
 from spp_cli.progress import Reporter
 
 __all__ = ["Perplexity", "exp_nats", "perplexity"]
 
 LOGITS_AT_ONCE = 2**28  # elements: one sequence of 2048 tokens with a vocabulary of 128k
 PARTS = 64  # of a text, at most: enough to know how far its mean can be trusted
-TOKENS_AT_ONCE = 256  # whose logits are float32 at the same time
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,7 @@ def _refuse_infinite(losses: list[float], done: int, chunks: int) -> None:
 def _losses(model: Any, batch: Tensor) -> Tensor:
     """Return the summed cross-entropy of each row in nats: (batch,), float64."""
     logits = model(input_ids=batch, use_cache=False).logits
-    targets = batch.to(logits.device)[:, 1:]
-    losses = []
-    for scores, predicted in zip(logits[:, :-1], targets, strict=True):
-        pieces = zip(scores.split(TOKENS_AT_ONCE), predicted.split(TOKENS_AT_ONCE), strict=True)
-        sums = [
-            functional.cross_entropy(piece.float(), ids, reduction="sum") for piece, ids in pieces
-        ]
-        losses.append(torch.stack(sums).sum(dtype=torch.float64))
-    return torch.stack(losses)
+    return token_losses(logits, batch).sum(dim=1, dtype=torch.float64)
 
 
 def exp_nats(nats: float) -> float:

@@ -68,7 +68,6 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         "layers": names,
         "mask_digest": sparse.masks.digest,
     }
-    sparse.model.config.use_cache = False
     if settings.gradient_checkpointing:
         _recompute_activations(sparse.model)
     arguments = training_arguments(

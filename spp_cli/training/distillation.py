@@ -5,7 +5,6 @@ Hinton et al. 2015, arXiv:1503.02531, with the dense parent as the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Distillation", "share_equal_tensors"]
+from spp_cli.models.cross_entropy import IGNORED, predicted
+from spp_cli.training.objectives.causal import model_outputs
 
-_IGNORED = -100
+__all__ = ["Distillation", "share_equal_tensors"]
 
 
 class Distillation:
@@ -31,24 +31,19 @@ class Distillation:
         self._temperature = temperature
 
     def blended(
-        self, own: Tensor, logits: Tensor, inputs: Mapping[str, Any], count: Tensor | float | None
+        self, own: Tensor, logits: Tensor, inputs: dict[str, Any], count: Tensor | float
     ) -> Tensor:
         """Return the loss, a scalar, of which ``own`` is the student's part.
 
         ``logits`` (sequences, tokens, vocabulary) are what it makes of ``inputs``. Both parts are
-        means over ``count`` labels, those of other batches of the step included; None: over those
-        of this one.
+        means over ``count`` labels, those of other batches of the step included.
         """
-        labels = inputs["labels"]
-        asked = {key: value for key, value in inputs.items() if key != "labels"}
         with torch.no_grad():
-            expected = self._teacher(**asked, use_cache=False).logits
-        counted = labels[:, 1:] != _IGNORED
-        if count is None:
-            count = counted.sum()
+            expected = model_outputs(self._teacher, inputs).logits
+        counted = predicted(inputs["labels"]) != IGNORED
         # One sequence at a time, recomputed in the backward: a vocabulary in float32 is large.
         distances = [
-            checkpoint(self._distance, ours[:-1][c], theirs[:-1][c], use_reentrant=False)
+            checkpoint(self._distance, ours[c], theirs[c], use_reentrant=False)
             for ours, theirs, c in zip(logits, expected, counted, strict=True)
         ]
         distance = torch.stack(distances).sum() / count

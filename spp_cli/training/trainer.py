@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from spp_cli import memory, processes
 from spp_cli.adapters.attach import load_adapter, save_adapter
 from spp_cli.errors import NumericalError
+from spp_cli.models.cross_entropy import IGNORED
 from spp_cli.progress import Reporter
 from spp_cli.training import sharding
 from spp_cli.training.callbacks import CheckMasks, KeepBest, Progress
 from spp_cli.training.checkpoints import mark_complete, newest_checkpoint
 from spp_cli.training.distillation import Distillation
+from spp_cli.training.objectives.causal import (
+    causal_loss,
+    count_predicted,
+    model_outputs,
+    row_losses,
+)
 
 __all__ = ["AdapterTrainer", "pad_rows"]
 
@@ -34,7 +43,7 @@ def pad_rows(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
     def padded(key: str, filler: int) -> Tensor:
         return torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in rows])
 
-    batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+    batch = {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORED)}
     if "position_ids" in rows[0]:
         positions = (row["position_ids"] for row in rows)
         batch["position_ids"] = torch.tensor([p + list(range(longest - len(p))) for p in positions])
@@ -69,6 +78,9 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self._blocks = blocks
         super().__init__(data_collator=pad_rows, **keywords)
+        self.model_accepts_loss_kwargs = (
+            True  # what compute_loss returns is not to be divided again
+        )
         self.description = description
         self._distillation = distillation
         self._b_ratio = b_ratio
@@ -156,6 +168,20 @@ class AdapterTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, *more)
         return loss
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Return the batches of one step, and how many predictions count in those of all processes.
+
+        Counted here, for the Trainer counts only where the model asks for it.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            count += count_predicted(batch).sum()
+        processes.add_up([count])
+        return batches, count
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -163,15 +189,36 @@ class AdapterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the loss; in training, part of it may come from the dense model's predictions."""
-        if self._distillation is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        own, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        count = num_items_in_batch
-        if count is not None and self.args.average_tokens_across_devices:
-            count = count / self.accelerator.num_processes  # gradients are averaged over them
-        loss = self._distillation.blended(own, outputs.logits, inputs, count)
+        """Return what a batch adds to the loss of its step, the mean over all that it predicts.
+
+        Part of it may come from the dense model's predictions.
+        """
+        outputs = model_outputs(model, inputs)
+        count = num_items_in_batch / processes.count()  # gradients are averaged over them
+        loss = causal_loss(model, outputs, inputs, count)
+        if self._distillation is not None:
+            loss = self._distillation.blended(loss, outputs.logits, inputs, count)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self, dataloader: Iterable[dict[str, Any]], description: str, *_: Any, **__: Any
+    ) -> EvalLoopOutput:
+        """Return the mean loss over all that is predicted, whatever batches the rows come in.
+
+        The Trainer's own is a mean of the means of batches.
+        """
+        assert self.model is not None
+        self.model.eval()
+        nats, count, rows = 0.0, 0, 0
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            found = row_losses(self.model, inputs), count_predicted(inputs)
+            # Those of all processes, without the rows that only fill up the last batch.
+            sums, counts = self.accelerator.gather_for_metrics(found)
+            nats += float(sums.sum())
+            count += int(counts.sum())
+            rows += len(sums)
+        return EvalLoopOutput(None, None, {"eval_loss": nats / max(count, 1)}, rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; with each loss also speed, memory, and the masks' digest if they were checked."""

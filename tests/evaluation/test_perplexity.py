@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spp_cli.errors import DataError, ModelError, NumericalError
 from spp_cli.evaluation import perplexity as module
 from spp_cli.evaluation.perplexity import perplexity
+from spp_cli.models import cross_entropy
 from spp_cli.progress import Silent
 
 
@@ -69,7 +70,7 @@ def test_neither_batches_nor_the_room_for_logits_change_it(random_llama, monkeyp
         whole.nats, rel=1e-6
     )
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(cross_entropy, "_TOKENS_AT_ONCE", 5)
     assert perplexity(model, tokens, batch_size=7, reporter=Silent()).nats == pytest.approx(
         whole.nats, rel=1e-6
     )

@@ -34,7 +34,7 @@ def test_loss_and_gradient_are_those_of_the_formula(weight, temperature, seed):
     labels = torch.randint(7, (2, 5))
     labels[0, :3] = -100  # not trained on
     found = Distillation(Fixed(teacher), weight, temperature).blended(
-        own, logits, {"labels": labels}, None
+        own, logits, {"labels": labels}, (labels[:, 1:] != -100).sum()
     )
     counted = labels[:, 1:] != -100
     p = (teacher[:, :-1][counted] / temperature).softmax(-1)
@@ -77,5 +77,5 @@ def test_a_model_is_no_distance_from_itself_and_shares_what_neither_trains(famil
     tokens = torch.randint(3, 100, (2, 8))
     inputs = {"input_ids": tokens, "labels": tokens}
     logits = teacher(tokens).logits
-    found = Distillation(teacher, 1.0, 2.0).blended(torch.tensor(9.0), logits, inputs, None)
+    found = Distillation(teacher, 1.0, 2.0).blended(torch.tensor(9.0), logits, inputs, 14)
     assert found.abs() < 1e-5

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import add_tokenizer, make_model
+import transformers
+from conftest import COMMON, add_tokenizer, make_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from spp_cli.adapters.spp import SPP, SPPLinear
 from spp_cli.config import SppConfig
@@ -28,6 +30,7 @@ from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.stages import finetune, prune
 from spp_cli.stages.sparse_model import pruned_model
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.stages.training_data import training_data
 from spp_cli.training.arguments import training_arguments
 from spp_cli.training.callbacks import REPRODUCIBLE, KeepBest, Progress
 from spp_cli.training.checkpoints import newest_checkpoint
@@ -61,13 +64,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """A tiny Llama with the embedded tokenizer, pruned at 2:4."""
     root = tmp_path_factory.mktemp("pruned")
     dense = make_model("llama", root / "dense", vocab_size=4096)
-    add_tokenizer(dense)
-    (root / "prune").mkdir()
-    pattern = {"method": "magnitude", "pattern": "2:4"}
-    prune.run(
-        SppConfig.model_validate({"prune": pattern}), Sources(dense, True), root / "prune", Silent()
-    )
-    return Sources(dense, True, {"prune": root / "prune"})
+    return pruned_by_magnitude(add_tokenizer(dense), root / "prune")
+
+
+def pruned_by_magnitude(dense: Path, target: Path) -> Sources:
+    target.mkdir()
+    config = SppConfig.model_validate({"prune": {"method": "magnitude", "pattern": "2:4"}})
+    prune.run(config, Sources(dense, True), target, Silent())
+    return Sources(dense, True, {"prune": target})
 
 
 def config_of(**changes: object) -> SppConfig:
@@ -422,12 +426,101 @@ def test_no_loss_is_lost_when_lines_are_rarer_than_checkpoints(sources, tmp_path
     )
 
 
-def test_accumulated_gradients_are_those_of_a_larger_batch(sources, tmp_path):
-    train(sources, tmp_path / "a", batch_size=4)
-    train(sources, tmp_path / "b", batch_size=2, gradient_accumulation_steps=2)
-    one, other = adapter(tmp_path / "a"), adapter(tmp_path / "b")
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module")
+def gemma4(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """A tiny pruned Gemma 4: its own loss is the mean over a batch, whatever the step has."""
+    root = tmp_path_factory.mktemp("gemma4")
+    torch.manual_seed(0)
+    text = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 4096}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_kv_shared_layers": 0}
+    text |= {"head_dim": 16, "global_head_dim": 16, "sliding_window": 64, **COMMON}
+    text |= {"layer_types": ["sliding_attention", "full_attention"], "vocab_size": 4096}
+    config = transformers.Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+    model = transformers.Gemma4ForConditionalGeneration(config)
+    assert not model.accepts_loss_kwargs
+    model.get_input_embeddings().weight.data.mul_(8)  # else all predictions are alike
+    model.save_pretrained(root / "dense")
+    return pruned_by_magnitude(add_tokenizer(root / "dense"), root / "prune")
+
+
+def uneven_rows(folder: Path) -> dict[str, object]:
+    """Return data settings of rows whose answers are of very different lengths."""
+    rows = [
+        {"prompt": f"x = {n}", "completion": f"\ny = {n}" + " * x" * (n * 7 % 12)}
+        for n in range(28)
+    ]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"source": str(folder / "rows.jsonl"), "train_on_prompt": False}
+    return {**data, "sequence_length": 48, "validation_samples": 4}
+
+
+@pytest.mark.parametrize("model", ["sources", "gemma4"])
+def test_accumulated_gradients_are_those_of_a_larger_batch(model, tmp_path, request):
+    model, data = request.getfixturevalue(model), uneven_rows(tmp_path)
+    for at_once in (8, 2, 1):
+        how = {"batch_size": at_once, "gradient_accumulation_steps": 8 // at_once}
+        train(model, tmp_path / str(at_once), data=data, max_steps=2, evaluate_every=2, **how)
+    whole = {line["step"]: line for line in log_of(tmp_path / "8") if "loss" in line}
+    for at_once in (2, 1):
+        for line in log_of(tmp_path / str(at_once)):
+            for key in {"loss", "grad_norm"} & line.keys():
+                assert line[key] == pytest.approx(whole[line["step"]][key], rel=1e-4), key
+        one, other = adapter(tmp_path / "8"), adapter(tmp_path / str(at_once))
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batch_size(
+    packing, sources, tmp_path, monkeypatch
+):
+    rows: list[dict] = []
+
+    def seen(*arguments):
+        data = training_data(*arguments)
+        rows[:] = [data.validation[index] for index in range(len(data.validation))]
+        return data
+
+    monkeypatch.setattr(finetune, "training_data", seen)
+    data = {**uneven_rows(tmp_path), "validation_samples": 7, "packing": packing}
+    found = [
+        train(
+            sources, tmp_path / str(size), data=data, max_steps=1, evaluate_every=1, batch_size=size
+        ).metrics["validation_loss_before"]
+        for size in (1, 3, 16)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(sources.stages["prune"])
+    nats = tokens = 0
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            scores = model(ids).logits[0, :-1].log_softmax(-1)
+        counted = labels[0, 1:] != -100
+        nats -= scores[counted, labels[0, 1:][counted]].sum().item()
+        tokens += int(counted.sum())
+    assert len({len(row["input_ids"]) for row in rows}) > 1
+    assert found == pytest.approx([nats / tokens] * 3, rel=1e-6)
+
+
+def test_a_mixture_that_asks_for_balanced_experts_has_it_in_the_loss_and_not_in_validation(
+    tmp_path,
+):
+    mixture = {"vocab_size": 4096, "output_router_logits": True}
+    dense = add_tokenizer(make_model("qwen3_moe", tmp_path / "dense", **mixture))
+    source = pruned_by_magnitude(dense, tmp_path / "prune")
+    once = {"data": uneven_rows(tmp_path), "max_steps": 1, "evaluate_every": 1, "batch_size": 8}
+    for factor in (0.0, 0.5):
+        path = source.stages["prune"] / "config.json"
+        config = {**json.loads(path.read_text()), "router_aux_loss_coef": factor}
+        path.write_text(json.dumps(config))
+        train(source, tmp_path / str(factor), **once)
+    plain, balanced = (
+        {key: line[key] for line in log_of(tmp_path / str(f)) for key in line} for f in (0.0, 0.5)
+    )
+    # Of four experts two are taken: were all taken alike, their balance would be 2.
+    assert balanced["loss"] - plain["loss"] == pytest.approx(0.5 * 2, rel=0.2)
+    before = [log_of(tmp_path / str(factor))[0]["eval_loss"] for factor in (0.0, 0.5)]
+    assert before[0] == before[1]
 
 
 def test_recomputed_activations_give_the_same_adapter(sources, tmp_path):
