@@ -348,7 +348,7 @@ def _inputs(
     stage: str, config: SppConfig, digests: dict[str, str], demo: bool, cache: Path
 ) -> dict[str, str]:
     """Return the digests of what the stage reads: models, and texts that lie on this machine."""
-    from spp_cli.data.sources import source_digest
+    from spp_cli.data.sources import content_digest, source_digest
 
     inputs = {"model" if name == "dense" else name: value for name, value in digests.items()}
     inputs.pop("eval", None)
@@ -360,8 +360,8 @@ def _inputs(
     if name and (digest := source_digest(source, part, demo=demo, cache=cache)):  # type: ignore[arg-type]
         inputs[name] = digest
     tasks, copies = config.eval.task_folder, config.eval.data_folder
-    if stage == "eval" and tasks and (digest := source_digest(tasks, "test", demo=False)):
-        inputs["tasks"] = digest
+    if stage == "eval" and tasks and Path(tasks).expanduser().exists():
+        inputs["tasks"] = content_digest(Path(tasks).expanduser())
     if stage == "eval" and copies:
         # It may hold far more than is read: results are kept by what is (``evaluation.results``).
         inputs["copies"] = listing_digest(Path(copies).expanduser())

@@ -15,23 +15,31 @@ from spp_cli.data.text import NAMED, find, named
 from spp_cli.data.tokens import TokenSet, stored_tokens, token_set
 from spp_cli.data.windows import Windows, windows_of_documents, windows_of_packed
 from spp_cli.errors import DataError
+from spp_cli.progress import Reporter
 
 __all__ = ["calibration_tokens", "divide", "shares"]
 
 
 def calibration_tokens(
-    config: CalibrationConfig, tokenizer: Any, length: int, *, demo: bool
+    config: CalibrationConfig,
+    tokenizer: Any,
+    length: int,
+    *,
+    demo: bool,
+    reporter: Reporter | None = None,
 ) -> TokenSet:
     """Return ``config.samples`` sequences of ``length`` tokens, the same for the same seed.
 
     Each of several sources gives its share, drawn as if it were alone; then ``config.seed``
-    shuffles the order of all sequences.
+    shuffles the order of all sequences. The reporter is told what was passed over of a source.
 
     Raises:
         DataError: a text cannot be had, or is too short.
     """
     parts = shares(config, demo=demo)
-    drawn = [_draw(config, name, samples, tokenizer, length) for name, samples in parts.items()]
+    drawn = [
+        _draw(config, name, samples, tokenizer, length, reporter) for name, samples in parts.items()
+    ]
     if len(drawn) == 1:
         return drawn[0]
     together = torch.cat([part.tokens for part in drawn])
@@ -78,7 +86,12 @@ def divide(samples: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _draw(
-    config: CalibrationConfig, source: str, samples: int, tokenizer: Any, length: int
+    config: CalibrationConfig,
+    source: str,
+    samples: int,
+    tokenizer: Any,
+    length: int,
+    reporter: Reporter | None,
 ) -> TokenSet:
     stored = stored_tokens(source, SECTION, length, tokenizer)
     if stored is not None:
@@ -88,7 +101,7 @@ def _draw(
                 f"Lower {SECTION}.samples, or store more"
             )
         return token_set(stored[:samples], source, "stored")
-    documents = calibration_documents(_of_one(config, source), config.format, tokenizer)
+    documents = calibration_documents(_of_one(config, source), config.format, tokenizer, reporter)
     drawn = _windows(documents, samples=samples, length=length, seed=config.seed)
     if not drawn.rows:
         raise DataError(

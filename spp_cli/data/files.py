@@ -1,36 +1,30 @@
-"""Text, JSON, JSON lines and Parquet files, read as plain text or as rows that know their place."""
+"""Files of text or of rows: each read as what it is, whatever its name, a row with its place."""
 
 from __future__ import annotations
 
-import gzip
+import csv
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
-
+from spp_cli.data.columns import Unread, open_columns
+from spp_cli.data.kinds import delimiter_of, kind_of
+from spp_cli.data.streams import head_of, not_readable, open_text, plain_name
 from spp_cli.errors import DataError
 
 __all__ = [
     "Row",
-    "files_of",
-    "has_rows",
-    "is_one_value",
-    "is_parquet",
+    "described",
+    "is_null",
     "line_row",
-    "open_bytes",
     "read_rows",
     "read_text",
-    "readable",
+    "row_of_columns",
     "string_of",
 ]
-
-_ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
-_SNIFFED = 8192  # bytes at the start of a file that tell text from binary
 
 
 class Row(NamedTuple):
@@ -40,101 +34,46 @@ class Row(NamedTuple):
     value: Any
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return ``path``, or if it is a folder all text and row files below it, sorted by name.
-
-    In a folder, hidden files and binary files are passed over.
-
-    Raises:
-        DataError: the folder has no such file.
-    """
-    if not path.is_dir():
-        return [path]
-    below = sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
-    visible = (file for file in below if not _is_hidden(file.relative_to(path)) and file.is_file())
-    found = [file for file in visible if has_rows(file) or not _is_binary(file)]
-    if not found:
-        raise DataError(
-            f"{path}: no readable file in this folder. Put text, JSON, JSON lines or Parquet there"
-        )
-    return found
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def has_rows(path: Path) -> bool:
-    """Tell whether ``path`` is named as JSON, JSON lines or Parquet, gzipped or not."""
-    return _plain_name(path).endswith(_ROW_SUFFIXES)
-
-
-def _plain_name(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz")
-
-
-def _is_binary(path: Path) -> bool:
-    with readable(path), open_bytes(path) as stream:
-        return b"\0" in stream.read(_SNIFFED)
-
-
-def open_bytes(path: Path) -> Any:
-    """Return a stream of what a file holds, unpacked if it is gzipped."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
 def read_text(path: Path) -> str:
     """Return a text file's content, line ends as "\\n".
 
     Raises:
-        DataError: it cannot be read, or is not UTF-8 text.
+        DataError: it cannot be read, or is no text.
     """
-    with _open(path) as stream:
+    _refuse_binary(path)
+    with open_text(path) as stream:
         text = stream.read()
     if "\0" in text:
         raise DataError(f"{path}: a binary file, not text")
     return text
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON, JSON lines or Parquet file in order.
+def _refuse_binary(path: Path) -> None:
+    if foreign := not_readable(head_of(path)):
+        raise DataError(". ".join(filter(None, (f"{path}: {foreign[0]}", foreign[1]))))
+
+
+def read_rows(path: Path, only: Collection[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a file of JSON, JSON lines, CSV, Parquet or Arrow in order.
 
     A ``.json`` file may hold a list, a single object, or JSON lines. Blank lines are passed over.
+    ``only`` names the columns that are needed of a file that is stored by columns; if it lacks one
+    of them, all are read.
 
     Raises:
-        DataError: it cannot be read, or a line is not valid JSON.
+        DataError: it cannot be read, or a line is not valid.
     """
-    if is_parquet(path):
-        return _parquet_rows(path)
-    return _json_rows(path) if is_one_value(path) else _line_rows(path)
-
-
-def is_parquet(path: Path) -> bool:
-    """Tell whether ``path`` is named as Parquet."""
-    return _plain_name(path).endswith(".parquet")
-
-
-def is_one_value(path: Path) -> bool:
-    """Tell whether ``path`` is one JSON value, and not one on each line.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if not _plain_name(path).endswith(".json"):
-        return False
-    with _open(path) as stream:
-        first = next((line for line in stream if line.strip()), "")
-    if first.lstrip().startswith("["):
-        return True
-    try:
-        json.loads(first)
-    except ValueError:
-        return True
-    return False
+    kind = kind_of(path)
+    if kind in ("parquet", "arrow"):
+        return _column_rows(path, only)
+    if kind == "csv":
+        return _table_rows(path)
+    return _json_rows(path) if kind == "json" else _line_rows(path)
 
 
 def _line_rows(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
+    _refuse_binary(path)
+    with open_text(path) as stream:
         for number, line in enumerate(stream, start=1):
             if line := line.strip():
                 yield line_row(line, path, number)
@@ -169,13 +108,60 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         raise DataError(f"{path}:{first_line}: JSON that is nested too deep") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    with readable(path), pyarrow.parquet.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches():
+def _table_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a table whose first row names its columns; every value is text."""
+    _refuse_binary(path)
+    csv.field_size_limit(sys.maxsize)  # of all readers in the process: by default 128 KiB
+    with open_text(path, newline="") as stream:
+        header = stream.readline()
+        named_tabs = plain_name(path).endswith((".tsv", ".tab"))
+        delimiter = "\t" if named_tabs else delimiter_of(header)
+        reader = csv.reader(chain([header], stream), delimiter=delimiter, strict=True)
+        names: list[str] | None = None
+        line = 1
+        while True:
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"{path}:{line}: not a valid table: {error}") from None
+            if values is None:
+                return
+            place, line = f"{path}:{line}", reader.line_num + 1
+            if not values:
+                continue
+            if names is None:
+                names = _column_names(values, path)
+            elif len(values) != len(names):
+                raise DataError(
+                    f"{place}: {len(values)} values, and the first line names {len(names)} "
+                    f"columns. Quote a value that has {delimiter!r} or a line end in it"
+                )
+            else:
+                yield Row(place, dict(zip(names, values, strict=True)))
+
+
+def _column_names(values: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in values]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}:1: two columns are named {twice!r}. Rename one")
+    return names
+
+
+def _column_rows(path: Path, only: Collection[str]) -> Iterator[Row]:
+    number = 0
+    with open_columns(path, only=only) as columns:
+        for batch in columns.batches:
             for value in batch.to_pylist():
                 number += 1
-                yield Row(f"{path} row {number}", value)
+                yield row_of_columns(path, number, value, columns.unread)
+
+
+def row_of_columns(
+    path: Path, number: int, value: dict[str, Any], unread: Mapping[str, Unread]
+) -> Row:
+    """Return row ``number`` of a file stored by columns, with what stands for those not read."""
+    return Row(f"{path} row {number}", {**value, **unread})
 
 
 def string_of(row: Row, field: str, remedy: str) -> str:
@@ -185,14 +171,14 @@ def string_of(row: Row, field: str, remedy: str) -> str:
         DataError: the row has no such key, or the value is not text.
     """
     if not isinstance(row.value, Mapping):
-        kind = type(row.value).__name__
-        raise DataError(f"{row.place}: a {kind}, must be an object with the key '{field}'")
+        found = described(row.value)
+        raise DataError(f"{row.place}: {found}, must be an object with the key '{field}'")
     if field not in row.value:
         keys = ", ".join(map(str, row.value)) or "none"
         raise DataError(f"{row.place}: no key '{field}'; its keys: {keys}. {remedy}")
     text = row.value[field]
     if not isinstance(text, str):
-        raise DataError(f"{row.place}: '{field}' is a {type(text).__name__}, must be text")
+        raise DataError(f"{row.place}: '{field}' is {described(text)}, must be text")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON may hold half of a pair, as in "\ud83d"
@@ -202,27 +188,18 @@ def string_of(row: Row, field: str, remedy: str) -> str:
     return text
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    with readable(path):
-        opener = gzip.open if path.suffix.lower() == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            yield stream
+def is_null(row: Row, field: str) -> bool:
+    """Tell whether a row has the key ``field`` and nothing there: null, or pandas' NaN."""
+    value = row.value.get(field, "") if isinstance(row.value, Mapping) else ""
+    return value is None or (isinstance(value, float) and value != value)
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn whatever says that ``path`` cannot be read into a DataError of one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file or folder") from None
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(f"{path}: not UTF-8 text: byte 0x{byte:02x}. A binary file?") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file: {error}") from None
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a valid Parquet file: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+def described(value: Any) -> str:
+    """Return what a value of a row is, in the words of JSON, with its article."""
+    if isinstance(value, Unread):
+        return value.kind
+    if value is None:
+        return "null"
+    words = {str: "text", bool: "true or false", int: "a number", float: "a number"}
+    words |= {list: "a list", dict: "an object", bytes: "binary"}
+    return words.get(type(value), f"a {type(value).__name__}")

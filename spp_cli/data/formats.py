@@ -9,10 +9,20 @@ from typing import Literal
 
 from spp_cli.config import TextConfig
 from spp_cli.data.examples import RowFormat
-from spp_cli.data.files import Row, files_of, has_rows, read_rows
+from spp_cli.data.files import Row, read_rows
+from spp_cli.data.folders import is_saved
 from spp_cli.data.hub import HubSet, hub_rows, hub_table
+from spp_cli.data.kinds import has_rows
 from spp_cli.data.tables import joined, rows_by_number, texts_by_number
-from spp_cli.data.text import NAMED, SECTIONS, Use, how_to_supply, refuse_hub_keys
+from spp_cli.data.text import (
+    NAMED,
+    SECTIONS,
+    SPLITS,
+    Use,
+    how_to_supply,
+    local_files,
+    refuse_hub_keys,
+)
 from spp_cli.errors import DataError
 
 __all__ = [
@@ -29,17 +39,22 @@ __all__ = [
 Format = RowFormat | Literal["text"]
 
 
-def is_plain_text(source: str, path: Path | None, form: Format | Literal["auto"], use: Use) -> bool:
+def is_plain_text(
+    config: TextConfig, path: Path | None, form: Format | Literal["auto"], use: Use
+) -> bool:
     """Whether a source has no rows: a named one, or text files alone. ``path`` is None on the hub.
 
     Raises:
         DataError: it has none, and ``form`` asks for what only rows can be.
     """
-    is_plain = source in NAMED or (path is not None and not any(map(has_rows, files_of(path))))
+    source = config.source
+    is_plain = source in NAMED or (
+        path is not None and not any(map(has_rows, local_files(config, path, use)))
+    )
     if is_plain and form not in ("auto", "text"):
         raise DataError(
             f"{SECTIONS[use]}: {source} is plain text, and format is {form}. "
-            "Set format to text, or name a JSON, JSON lines or Parquet file"
+            "Set format to text, or name a file of rows: JSON, JSON lines, CSV, Parquet or Arrow"
         )
     return is_plain
 
@@ -55,7 +70,8 @@ def rows_of(config: TextConfig, path: Path | None, use: Use) -> Iterator[Row]:
         remedy = how_to_supply(wanted.name, SECTIONS[use])
         return hub_rows(wanted, data_folder=None, remedy=remedy)
     refuse_hub_keys(config, SECTIONS[use])
-    return chain.from_iterable(read_rows(file) for file in files_of(path) if has_rows(file))
+    files = local_files(config, path, use)
+    return chain.from_iterable(read_rows(file) for file in files if has_rows(file))
 
 
 def table_of(
@@ -75,7 +91,7 @@ def table_of(
     refuse_hub_keys(config, SECTIONS[use])
     tables = [
         rows_by_number(file, scratch) if has_rows(file) else texts_by_number([file], config.field)
-        for file in files_of(path)
+        for file in local_files(config, path, use)
         if with_texts or has_rows(file)
     ]
     return joined(tables)
@@ -83,13 +99,12 @@ def table_of(
 
 def is_in_hub_layout(config: TextConfig, path: Path) -> bool:
     """Whether a folder is to be read as ``datasets`` reads a data set."""
-    return path.is_dir() and bool(config.subset or config.split)
+    return path.is_dir() and bool(config.subset or config.split) and not is_saved(path)
 
 
 def hub_set(config: TextConfig, use: Use) -> HubSet:
     """Return the split of a hub data set that ``config`` names, or that suits the use."""
-    split = "train" if use == "calibration" else use
-    return HubSet(config.source, config.subset, config.split or split)
+    return HubSet(config.source, config.subset, config.split or SPLITS[use])
 
 
 def keys_of(row: Row) -> set[str]:

@@ -47,7 +47,7 @@ def training_rows(wanted: Wanted, reporter: Reporter) -> tuple[Rows, Rows]:
         DataError: the source is not there or cannot be reached, a row is not what the format wants,
             or too few rows are left.
     """
-    train, validation = choose(wanted)
+    train, validation = choose(wanted, reporter)
     held_out = tokenized(validation, "validate on", (), reporter)
     return tokenized(train, "train on", copies_of(held_out), reporter), held_out
 
@@ -139,11 +139,12 @@ def tokenized(
     return writer.rows(account)
 
 
-def choose(wanted: Wanted) -> tuple[Chosen, Chosen]:
+def choose(wanted: Wanted, reporter: Reporter) -> tuple[Chosen, Chosen]:
     """Return what is drawn to train on and to validate on, before any of it is tokenized.
 
     Validation rows come from ``validation_source``, for the embedded texts from their own held-out
-    modules, or are drawn from the source, at most every tenth. None of them is trained on.
+    modules, or are drawn from the source, at most every tenth. None of them is trained on. The
+    reporter is told what is passed over of a source.
 
     Raises:
         DataError: a source is not there or cannot be reached, or is in no known format.
@@ -152,7 +153,7 @@ def choose(wanted: Wanted) -> tuple[Chosen, Chosen]:
     source = config.source
     if source == "auto":
         source = "demo" if wanted.demo else DEFAULT_SOURCE
-    reader = PoolReader(wanted)
+    reader = PoolReader(wanted, reporter)
     pool = reader.read(source, "train")
     count = len(pool.items)
     separate = config.validation_source or ("demo" if source == "demo" else None)

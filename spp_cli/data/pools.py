@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from spp_cli.config import TextConfig, TrainingDataConfig
 from spp_cli.data.examples import RowFormat, example_of
-from spp_cli.data.files import Row, string_of
+from spp_cli.data.files import Row
+from spp_cli.data.folders import say_passed_over
 from spp_cli.data.formats import (
     Format,
     format_of,
@@ -23,10 +24,18 @@ from spp_cli.data.formats import (
 )
 from spp_cli.data.hub import hub_stream
 from spp_cli.data.prompts import encode_examples
-from spp_cli.data.text import NAMED, find, how_to_supply, load_texts, refuse_hub_keys
+from spp_cli.data.text import (
+    NAMED,
+    find,
+    how_to_supply,
+    load_texts,
+    refuse_hub_keys,
+    strings_of,
+)
 from spp_cli.data.token_rows import Account, RowWriter
 from spp_cli.data.tokens import encode_documents
 from spp_cli.errors import DataError
+from spp_cli.progress import Reporter, Silent
 
 __all__ = ["SECTION", "Encode", "Item", "Pool", "PoolReader", "Wanted", "draws", "pack"]
 
@@ -73,9 +82,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class PoolReader:
-    """Reads any source in the format that the configuration names, or that its rows show."""
+    """Reads any source in the format that the configuration names, or that its rows show.
+
+    The reporter is told what is passed over.
+    """
 
     wanted: Wanted
+    reporter: Reporter = field(default_factory=Silent)
 
     @property
     def config(self) -> TrainingDataConfig:
@@ -99,7 +112,8 @@ class PoolReader:
                 "field": self.config.field,
             }
         )
-        if is_plain_text(source, path, self.config.format, use):
+        say_passed_over(path, self.reporter)
+        if is_plain_text(text, path, self.config.format, use):
             refuse_hub_keys(text, SECTION)
             return self._blocks(self._documents(text, path, use), source, use)
         is_on_hub = path is None or is_in_hub_layout(text, path)
@@ -167,7 +181,7 @@ class PoolReader:
         return self._texts(table[number] for number in draws(len(table), self.wanted.seed))
 
     def _texts(self, rows: Iterable[Row]) -> Iterator[str]:
-        texts = (string_of(row, self.config.field, f"Set {SECTION}.field") for row in rows)
+        texts = strings_of(rows, self.config.field, SECTION, self.reporter)
         return (text for text in texts if text.strip())
 
     def _blocks(self, documents: Iterable[str], source: str, use: Purpose) -> Pool:

@@ -1,34 +1,24 @@
 """The rows of files by number, each read when it is asked for: no source is in memory as a whole.
 
-A gzipped file has no place to jump to, and Parquet is read in large pieces: what either holds waits
-in an unnamed file, which goes with the process, killed or not.
+A compressed file has no place to jump to, and Parquet is read in large pieces: what either holds
+waits in an unnamed file, which goes with the process, killed or not.
 """
 
 from __future__ import annotations
 
-import mmap
-import shutil
+import json
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO, cast, overload
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
-
-from spp_cli.data.files import (
-    Row,
-    is_one_value,
-    is_parquet,
-    line_row,
-    open_bytes,
-    read_rows,
-    read_text,
-    readable,
-)
+from spp_cli.data.columns import in_place, open_columns
+from spp_cli.data.files import Row, line_row, read_rows, read_text, row_of_columns
+from spp_cli.data.kinds import kind_of
+from spp_cli.data.streams import readable, seekable_lines
 
 __all__ = ["Table", "joined", "rows_by_number", "texts_by_number"]
 
@@ -59,17 +49,20 @@ class Table(Sequence[Row]):
 
 
 def rows_by_number(path: Path, scratch: Path | None = None) -> Sequence[Row]:
-    """Return the rows that ``read_rows`` yields of a JSON, JSON lines or Parquet file.
+    """Return the rows that ``read_rows`` yields.
 
     ``scratch`` is the folder of an unnamed file, by default the system's temporary one.
 
     Raises:
         DataError: it cannot be read; a line that is no JSON is found when it is asked for.
     """
-    if is_parquet(path):
-        return _parquet_table(path, scratch)
+    kind = kind_of(path)
+    if kind in ("parquet", "arrow"):
+        return _column_table(path, scratch)
+    if kind == "csv":  # where a row begins is not seen without reading those before it
+        return _spooled(read_rows(path), scratch)
     # One JSON value can only be parsed as a whole.
-    return list(read_rows(path)) if is_one_value(path) else _line_table(path, scratch)
+    return list(read_rows(path)) if kind == "json" else _line_table(path, scratch)
 
 
 def texts_by_number(files: Sequence[Path], field: str) -> Sequence[Row]:
@@ -93,7 +86,7 @@ def joined(tables: Sequence[Sequence[Row]]) -> Sequence[Row]:
 
 
 def _line_table(path: Path, scratch: Path | None) -> Table:
-    stream = _seekable(path, scratch)
+    stream = seekable_lines(path, scratch)
     begins, numbers = _lines(stream)
 
     def read(number: int) -> Row:
@@ -103,17 +96,6 @@ def _line_table(path: Path, scratch: Path | None) -> Table:
         return line_row(line.strip(), path, numbers[number])
 
     return Table(len(begins), read)
-
-
-def _seekable(path: Path, scratch: Path | None) -> BinaryIO:
-    with readable(path):
-        if path.suffix.lower() != ".gz":
-            return path.open("rb")
-        unpacked = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as rows are asked for
-        with open_bytes(path) as stream:
-            shutil.copyfileobj(stream, unpacked, 1 << 16)
-        unpacked.seek(0)
-        return unpacked
 
 
 def _lines(stream: BinaryIO) -> tuple[array[int], array[int]]:
@@ -128,18 +110,27 @@ def _lines(stream: BinaryIO) -> tuple[array[int], array[int]]:
     return begins, numbers
 
 
-def _parquet_table(path: Path, scratch: Path | None) -> Table:
-    with readable(path), pyarrow.parquet.ParquetFile(path) as file:
-        with tempfile.TemporaryFile(dir=scratch) as unpacked:
-            with pyarrow.ipc.new_file(unpacked, file.schema_arrow) as writer:
-                for batch in file.iter_batches():
-                    writer.write_batch(batch)
-            unpacked.flush()
-            mapped = mmap.mmap(unpacked.fileno(), 0, access=mmap.ACCESS_READ)
-        rows = pyarrow.ipc.open_file(pyarrow.py_buffer(mapped)).read_all()
+def _spooled(rows: Iterable[Row], scratch: Path | None) -> Table:
+    """Return rows by number from an unnamed file, where each is a line with its place."""
+    stream = cast(BinaryIO, tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - open as long as rows are asked for
+    begins = array("q")
+    for row in rows:
+        begins.append(stream.tell())
+        stream.write(json.dumps(row).encode() + b"\n")
+
+    def read(number: int) -> Row:
+        stream.seek(begins[number])
+        return Row(*json.loads(stream.readline()))
+
+    return Table(len(begins), read)
+
+
+def _column_table(path: Path, scratch: Path | None) -> Table:
+    with open_columns(path, scratch=scratch) as columns:
+        rows, unread = in_place(columns, scratch), columns.unread
 
     def read(number: int) -> Row:
         (value,) = rows.slice(number, 1).to_pylist()
-        return Row(f"{path} row {number + 1}", value)
+        return row_of_columns(path, number + 1, value, unread)
 
     return Table(rows.num_rows, read)

@@ -85,8 +85,9 @@ class TokenStore:
         path = self.folder and self.folder / f"{asked.key(self.digest_cache)[:32]}.safetensors"
         if path is not None and (found := _read(path, asked, reporter)):
             return Kept(found, path, is_new=False)
-        config = asked.config
-        drawn = calibration_tokens(config, asked.tokenizer, asked.length, demo=asked.demo)
+        drawn = calibration_tokens(
+            asked.config, asked.tokenizer, asked.length, demo=asked.demo, reporter=reporter
+        )
         if path is not None:
             _write(path, drawn, asked)
         return Kept(drawn, path, is_new=True)

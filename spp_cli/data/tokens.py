@@ -17,6 +17,7 @@ from torch import Tensor
 from spp_cli.config import PerplexityConfig
 from spp_cli.data.text import find, load_texts
 from spp_cli.errors import ConfigError, DataError, ModelError
+from spp_cli.progress import Reporter
 
 __all__ = [
     "TokenSet",
@@ -66,11 +67,18 @@ class TokenSet:
 
 
 def evaluation_tokens(
-    config: PerplexityConfig, tokenizer: Any, length: int, *, demo: bool, data_folder: str | None
+    config: PerplexityConfig,
+    tokenizer: Any,
+    length: int,
+    *,
+    demo: bool,
+    data_folder: str | None,
+    reporter: Reporter | None = None,
 ) -> TokenSet:
     """Return the test text in consecutive chunks (chunks, length); what is left over is dropped.
 
-    Documents are joined by a blank line and tokenized at once, as published for WikiText-2.
+    Documents are joined by a blank line and tokenized at once, as published for WikiText-2. The
+    reporter is told what was passed over.
 
     Raises:
         DataError: the text cannot be had, or is shorter than one chunk.
@@ -79,7 +87,7 @@ def evaluation_tokens(
     stored = stored_tokens(config.source, section, length, tokenizer)
     if stored is not None:
         return token_set(stored[: config.max_chunks], config.source, "stored")
-    texts = load_texts(config, "test", demo=demo, data_folder=data_folder)
+    texts = load_texts(config, "test", demo=demo, data_folder=data_folder, reporter=reporter)
     ids = encode(tokenizer, "\n\n".join(texts.documents))
     chunks = len(ids) // length
     if not chunks:

@@ -132,7 +132,7 @@ class Measure:
                 f"this Python lacks {', '.join(missing)} of the embedded model's test text; "
                 "its numbers do not compare with those of other machines"
             )
-        return evaluation_text(self._settings, tokenizer, folder, demo)
+        return evaluation_text(self._settings, tokenizer, folder, demo, self._reporter)
 
     def _perplexity(self, model: LoadModel, tokens: TokenSet) -> dict[str, Any]:
         size = self._settings.batch_size
@@ -158,7 +158,13 @@ class Measure:
         return value
 
 
-def evaluation_text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bool) -> TokenSet:
+def evaluation_text(
+    settings: EvalConfig,
+    tokenizer: Any,
+    folder: Path,
+    demo: bool,
+    reporter: Reporter | None = None,
+) -> TokenSet:
     """Return the text that perplexity is measured on, for the model in ``folder``."""
     length = resolve_length(
         settings.perplexity.sequence_length,
@@ -166,7 +172,12 @@ def evaluation_text(settings: EvalConfig, tokenizer: Any, folder: Path, demo: bo
         setting="eval.perplexity.sequence_length",
     )
     return evaluation_tokens(
-        settings.perplexity, tokenizer, length, demo=demo, data_folder=settings.data_folder
+        settings.perplexity,
+        tokenizer,
+        length,
+        demo=demo,
+        data_folder=settings.data_folder,
+        reporter=reporter,
     )
 
 

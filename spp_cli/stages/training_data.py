@@ -85,7 +85,7 @@ def preview_rows(
     read_config(folder)
     model_config = load_config(folder, trust_remote_code=config.model.trust_remote_code)
     asked = _asked(config, sources, folder, model_config)
-    train, validation = choose(asked.wanted)
+    train, validation = choose(asked.wanted, reporter)
     held_out = copies_of(tokenized(validation, "validate on", (), reporter))
     examples, left_out = [], Counter[str]()
     for row in train.encoded(held_out):

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import spp_cli.demo
+from spp_cli.progress import Silent
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -45,3 +46,19 @@ def bare_tokenizer(tokenizer: Any) -> Any:
     bare.backend_tokenizer.post_processor = None
     bare.eos_token = None
     return bare
+
+
+class Told(Silent):
+    """A reporter that keeps the lines it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()

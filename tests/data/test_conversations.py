@@ -107,7 +107,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_with_the_way_out(tokeniz
         ({"messages": []}, "rows:1: 'messages' must be a list"),
         ({"messages": "Hello"}, "rows:1: 'messages' must be a list"),
         (["Hello"], "rows:1: 'messages' must be a list"),
-        ({"messages": ["Hello"]}, "rows:1, message 1: a str, must be an object"),
+        ({"messages": ["Hello"]}, "rows:1, message 1: text, must be an object"),
         ({"messages": [{"role": "user"}]}, "rows:1, message 1: no key 'content'; its keys: role"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "'content' is a list, must be text"),
     ],
@@ -196,9 +196,9 @@ def test_the_keys_of_a_row_tell_its_format(keys: str, form: str | None) -> None:
     [
         ({"completion": "2"}, "rows:1: no key 'prompt'; its keys: completion"),
         ({"prompt": "1"}, "rows:1: no key 'completion'"),
-        ({"prompt": 1, "completion": "2"}, "rows:1: 'prompt' is a int, must be text"),
+        ({"prompt": 1, "completion": "2"}, "rows:1: 'prompt' is a number, must be text"),
         ({"prompt": [], "completion": "2"}, "rows:1: 'prompt' must be a list of objects with role"),
-        ("1 + 1", "rows:1: a str, must be an object with the key 'prompt'"),
+        ("1 + 1", "rows:1: text, must be an object with the key 'prompt'"),
     ],
 )
 def test_a_row_without_prompt_or_answer_is_told(

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -289,7 +290,20 @@ def test_a_stream_without_an_end_is_refused(tokenizer: Any, tmp_path: Path) -> N
         load(tokenizer, folder, split="train", streaming=True)
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.parquet", "folder"])
+def test_a_text_that_is_null_is_passed_over_and_counted(
+    tokenizer: Any, tmp_path: Path, told: Any
+) -> None:
+    rows = [{"text": f"{number} " * 40 if number % 7 else None} for number in range(40)]
+    config = TrainingDataConfig(source=str(write(tmp_path / "a.jsonl", rows)))
+    train, _ = training_rows(Wanted(config, tokenizer, 16, 0, demo=False), told)
+    assert len(train) > 100
+    (line,) = told.lines
+    assert "'text' is null, and in 5 more rows; passed over" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.jsonl.gz", "a.parquet", "a.csv", "a.txt", "saved", "folder"]
+)
 def test_whatever_holds_the_rows_they_are_the_same(
     name: str, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -298,6 +312,13 @@ def test_whatever_holds_the_rows_they_are_the_same(
         path.mkdir()
         write(path / "1.jsonl", ROWS[:13])
         write(path / "2.jsonl", ROWS[13:])
+        (path / "README.md").write_text("About this data.")
+    elif name == "saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+    elif name == "a.csv":
+        datasets.Dataset.from_list(ROWS).to_csv(path)
+    elif name == "a.txt":
+        write(path, ROWS)
     elif name == "a.json":
         path.write_text(json.dumps(ROWS))
     elif name == "a.parquet":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,30 +15,66 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spp_cli.data.files import Row, read_rows
 from spp_cli.data.tables import joined, rows_by_number, texts_by_number
 from spp_cli.errors import DataError
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-KINDS = ["a.jsonl", "a.jsonl.gz", "a.json", "one.json", "one.json.gz", "a.parquet"]
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+KINDS = [
+    "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.jsonl.bz2", "a.utf16.jsonl",
+    "a.utf16.jsonl.gz", "a.json", "one.json", "one.json.gz", "a.csv", "a.tsv.zst", "a.parquet",
+    "a.parquet.gz", "a.arrow", "a.stream.arrow", "a.arrow.zst",
+]  # fmt: skip
 
 
 def write(path: Path, rows: list[Any]) -> Path:
-    if path.suffix == ".parquet":
-        table = pyarrow.Table.from_pylist(rows)
-        pyarrow.parquet.write_table(table, path, row_group_size=3)
-        return path
-    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n\n" for row in rows)
-    content = (json.dumps(rows) if "one" in path.name else lines).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    """Write rows as the name says: the format, the encoding, and what it is compressed with."""
+    content = (json.dumps(rows) if "one" in path.name else lines_of(rows)).encode()
+    if ".utf16" in path.name:
+        content = lines_of(rows).encode("utf-16")
+    elif ".csv" in path.name or ".tsv" in path.name:
+        content = table_of(rows, "\t" if ".tsv" in path.name else ",")
+    elif ".parquet" in path.name or ".arrow" in path.name:
+        content = columns_of(rows, path.name)
+    compress = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+        ".zst": lambda content: pyarrow.compress(content, codec="zstd", asbytes=True),
+    }.get(path.suffix, bytes)
+    path.write_bytes(compress(content))
     return path
 
 
+def lines_of(rows: list[Any]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n\n" for row in rows)
+
+
+def table_of(rows: list[Any], delimiter: str) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode()
+
+
+def columns_of(rows: list[Any], name: str) -> bytes:
+    table, sink = pyarrow.Table.from_pylist(rows), pyarrow.BufferOutputStream()
+    if ".parquet" in name:
+        pyarrow.parquet.write_table(table, sink, row_group_size=3)
+    else:
+        make = pyarrow.ipc.new_stream if ".stream" in name else pyarrow.ipc.new_file
+        with make(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.mark.parametrize("name", KINDS)
-@given(rows=st.lists(st.fixed_dictionaries({"text": texts}), min_size=1, max_size=8))
+@settings(max_examples=15)
+@given(rows=st.lists(st.fixed_dictionaries({"text": texts, "id": texts}), min_size=1, max_size=8))
 def test_rows_by_number_are_those_that_are_read_in_order(
     name: str, rows: list[Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -68,7 +108,10 @@ def test_a_mark_of_byte_order_is_no_part_of_the_first_row(tmp_path: Path) -> Non
     assert [row.value["text"] for row in rows_by_number(path)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.utf16.jsonl", "a.csv", "a.parquet", "a.arrow"],
+)
 def test_a_large_file_takes_little_memory(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, [{"text": f"{number} " * 200} for number in range(8000)])
     tracemalloc.start()
@@ -99,5 +142,5 @@ def test_a_broken_line_is_told_with_its_number(
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl.gz", b"\x1f\x8b"), ("a.parquet", b"PAR1")])
 def test_a_broken_file_is_told_at_once(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}: not a (whole gzip|valid Parquet) file"):
+    with pytest.raises(DataError, match=rf"{name}: not a (whole gzip|valid Parquet or Arrow) file"):
         rows_by_number(tmp_path / name)

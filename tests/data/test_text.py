@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -68,6 +69,49 @@ def test_a_text_file_is_one_document_and_a_json_line_is_one_each(tmp_path: Path)
     (tmp_path / "b.jsonl").write_text('{"body": "two"}\n{"body": "three"}\n', encoding="utf-8")
     assert load(tmp_path, field="body").documents == ("one\n\nstill one", "two", "three")
     assert load(tmp_path / "a.txt").documents == ("one\n\nstill one",)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv.zst"])
+@pytest.mark.parametrize("use", get_args(Use))
+def test_a_folder_gives_its_rows_alone_and_says_what_it_passed_over(
+    use: Use, kind: str, tmp_path: Path, told: Any
+) -> None:
+    texts, nothing = ["one", None, "two", None], "" if "csv" in kind else "null"
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "id": [1, 2, 3, 4]}), file)
+    elif kind == "jsonl":  # as json writes what pandas has for null
+        values = ["NaN" if text is None else f'"{text}"' for text in texts]
+        file.write_text("".join(f'{{"text": {value}}}\n' for value in values))
+    else:
+        table = "id,text\n" + "".join(f"1,{text or ''}\n" for text in texts)
+        file.write_bytes(pyarrow.compress(table.encode(), codec="zstd", asbytes=True))
+    (tmp_path / "README.md").write_text("How this data set was made.")
+    config = TextConfig(source=str(tmp_path))
+    assert load_texts(config, use, demo=False, reporter=told).documents == ("one", "two")
+    lines = [f"{tmp_path}: passed over README.md (about the data)"]
+    if nothing:
+        place = f"{file}:2" if kind == "jsonl" else f"{file} row 2"
+        lines.append(f"{place}: 'text' is null, and in 1 more row; passed over")
+    assert told.lines == lines
+
+
+def test_texts_that_are_all_null_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n')
+    with pytest.raises(DataError, match="holds no text"):
+        load(tmp_path / "a.jsonl")
+
+
+def test_a_saved_data_set_is_read_by_its_splits(tmp_path: Path) -> None:
+    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path))
+    assert load(tmp_path).documents == ("train",)
+    assert load(tmp_path, "test").documents == ("test",)
+    assert load(tmp_path, split="test").documents == ("test",)
+    with pytest.raises(DataError, match=r"no split validation, only train, test\. Set split to"):
+        load(tmp_path, "validation")
+    with pytest.raises(DataError, match="subset and split belong to a hub data set"):
+        load(tmp_path, subset="en")
 
 
 def test_blank_documents_are_passed_over(tmp_path: Path) -> None:
