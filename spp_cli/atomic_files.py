@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EINVAL
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["UNFINISHED", "UnfinishedFile", "remove_leftovers"]
+from spp_cli.errors import ConfigError
+
+__all__ = ["UNFINISHED", "UnfinishedFile", "new_folder", "remove_leftovers", "sync"]
 
 UNFINISHED = ".writing"
+_GRACE = 0.5  # seconds; to look whether a file is left over takes far less
 
 
 class UnfinishedFile:
@@ -62,12 +68,73 @@ def remove_leftovers(folder: Path, *, below: bool = False) -> None:
                 path.unlink()
 
 
-def _open_locked(path: Path) -> BinaryIO:
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill, ``target.partial``, that then becomes ``target`` in one rename.
+
+    All of it is on the disk by then. What a killed process left of it is removed first; an error
+    leaves nothing.
+
+    Raises:
+        ConfigError: ``target`` is there already, or another process is making it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)
+    mark = target.with_name(f".{target.name}{UNFINISHED}")
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        stream = _open_locked(mark, wait=False)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another process is making {target}. Wait for it to end, or name another folder"
+        ) from None
+    with stream:
+        try:
+            if os.path.lexists(target):
+                raise ConfigError(f"{target} is there already. Name a folder that is not")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            for path in (partial, *partial.rglob("*")):
+                sync(path)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                mark.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of what is in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, *, wait: bool = True) -> BinaryIO:
+    """Open a file to write, and lock it; ``BlockingIOError`` without ``wait`` if another has."""
+    deadline = time.monotonic() + _GRACE
     while True:
-        stream = path.open("wb")
-        with suppress(OSError):  # a file system without locks: nothing is taken for left over there
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        stream = path.open("ab")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            stream.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+            continue
+        except OSError:  # a file system without locks: nothing is taken for left over there
+            pass
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            status = os.fstat(stream.fileno())
+            if os.path.samestat(status, path.stat()):
+                if status.st_size:
+                    stream.truncate(0)
                 return stream
         stream.close()  # somebody took it for left over before it was locked

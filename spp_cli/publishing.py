@@ -10,9 +10,9 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from errno import EINVAL
 from pathlib import Path
 
+from spp_cli.atomic_files import sync
 from spp_cli.errors import WorkspaceError
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
@@ -100,10 +100,10 @@ def sync_output(folder: Path, names: Iterable[str]) -> None:
     """Wait until the files ``names``, relative to ``folder``, are on the disk, folders included."""
     folders = {folder}
     for name in names:
-        _sync(folder / name)
+        sync(folder / name)
         folders |= {folder / parent for parent in Path(name).parents}
     for path in folders:
-        _sync(path)
+        sync(path)
 
 
 def put_in_place(result: Path) -> None:
@@ -114,13 +114,13 @@ def put_in_place(result: Path) -> None:
     partial, old = partial_of(result), old_of(result)
     for name in (RESUME, PROGRESS, FINGERPRINT):
         remove(partial / name)
-    _sync(partial)
+    sync(partial)
     if os.path.lexists(result):
         remove(old)
         result.rename(old)
     partial.rename(result)
-    _sync(result.parent)
-    _sync(result.parent.parent)
+    sync(result.parent)
+    sync(result.parent.parent)
     remove(old)
 
 
@@ -144,14 +144,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != EINVAL:  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spp_cli.atomic_files import UnfinishedFile, remove_leftovers
 from spp_cli.errors import MissingExtraError
 
 __all__ = ["COLOURS", "INK", "MARKERS", "Plot", "as_svg", "require", "save"]
@@ -70,13 +71,16 @@ def require(purpose: str) -> Any:
 
 
 def save(plot: Plot, path: Path) -> None:
-    """Draw a plot into a file: PNG, SVG or what else matplotlib knows by its ending.
+    """Draw a plot into a file, all of it or nothing: PNG, SVG or what matplotlib knows else.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     metadata = _NO_TRACES if path.suffix == ".svg" else None
-    _draw(plot, path.name, path, metadata=metadata, dpi=160)
+    file = io.BytesIO()
+    _draw(plot, path.name, file, format=path.suffix[1:], metadata=metadata, dpi=160)
+    remove_leftovers(path.parent)
+    UnfinishedFile(path, lambda stream: stream.write(file.getbuffer())).finish()
 
 
 def as_svg(plot: Plot) -> str:

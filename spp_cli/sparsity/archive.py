@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spp_cli.errors import ConfigError, ModelError
+from spp_cli.atomic_files import new_folder
+from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import INDEX, companions
 from spp_cli.models.origin import licence_files
 from spp_cli.models.tensor_file import Layout, TensorFile, bytes_of, write_tensors
@@ -60,19 +61,14 @@ def unpack_folder(source: Path, target: Path) -> None:
     """Write the folder that was packed into ``source`` to ``target``, whole or not at all.
 
     Raises:
-        ConfigError: ``target`` is there already.
+        ConfigError: ``target`` is there already, or another process is making it.
         ModelError: ``source`` is no archive, or is damaged.
     """
     if not any(source.glob(f"*{_PACKED}")):
         raise ModelError(
             f"{source} is no archive: it has no *{_PACKED}. Make one with: spp merge --packed"
         )
-    if target.exists():
-        raise ConfigError(f"{target} is there already. Name a folder that is not")
-    unfinished = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(target) as unfinished:
         masks = _masks_of(source)
         for path in sorted(source.iterdir()):
             if path.name.endswith(_PACKED):
@@ -80,9 +76,6 @@ def unpack_folder(source: Path, target: Path) -> None:
                 _unpack_file(path, plain, masks)
             elif path.is_file():
                 shutil.copyfile(path, unfinished / path.name)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _masks_of(folder: Path) -> KeepMasks | None:
