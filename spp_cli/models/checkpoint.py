@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spp_cli.errors import ModelError
 from spp_cli.models.origin import licence_files
+from spp_cli.models.quantized import refuse_quantized
 from spp_cli.models.tensor_file import TensorFile
 
 __all__ = [
@@ -48,18 +49,22 @@ class Checkpoint:
 
     Raises:
         ModelError: no such folder, no config.json, no safetensors, a shard that is missing,
-            truncated or corrupt.
+            truncated or corrupt, or weights that are quantized.
     """
 
     def __init__(self, folder: str | Path, *, weights_needed: bool = True) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
+        refuse_quantized(self.folder, self.config)
         # An index alone comes with the configuration of a large model of the hub.
         wanted = weights_needed or any(self.folder.glob("*.safetensors"))
         self._files = {path: _open(path) for path in (self._shards() if wanted else [])}
         self.locations = {
             name: path for path, tensors in self._files.items() for name in tensors.names()
         }
+        types = {name: self._files[path].type_code(name) for name, path in self.locations.items()}
+        if types:
+            refuse_quantized(self.folder, self.config, types)
 
     def _shards(self) -> list[Path]:
         """Return the files that transformers reads, of all that are there, in its order."""
@@ -69,6 +74,7 @@ class Checkpoint:
             return [self.folder / SINGLE]
         if (self.folder / INDEX).is_file():
             return self._indexed(INDEX)
+        refuse_quantized(self.folder, self.config, {})
         raise self._nothing_to_read()
 
     def _named(self, name: str) -> list[Path]:

@@ -17,8 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from spp_cli import processes
 from spp_cli.errors import ConfigError, ModelError
-from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.checkpoint import Checkpoint, read_config
 from spp_cli.models.experts import take_apart
+from spp_cli.models.quantized import refuse_quantized
 
 __all__ = [
     "LoadModel",
@@ -55,12 +56,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
                     "set model.trust_remote_code"
                 )
             raise ModelError(f"{folder}/config.json: {problem}") from error
-    if quantization := getattr(config, "quantization_config", None):
-        kind = dict(quantization).get("quant_method", "some way")
-        raise ModelError(
-            f"{folder} is quantized ({kind}), and spp prunes plain weights. "
-            "Give the model as it was before"
-        )
+    refuse_quantized(folder, read_config(folder))
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = getattr(config, "architectures", None) or []
     has_remote_code = trust_remote_code and hasattr(config, "auto_map")

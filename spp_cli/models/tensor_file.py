@@ -46,7 +46,13 @@ _DTYPES = {
     "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
 }
+# Of types that torch has not, or not everywhere, the bits; their tensors can be named, not read.
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -65,7 +71,7 @@ class TensorFile:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_each_once)
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -73,15 +79,31 @@ class TensorFile:
         self._entries = header
         try:
             for name in header:
-                self._check(name, size)
+                self._check(name)
+            self._check_offsets(size)
         except (KeyError, TypeError) as error:
             raise ValueError(f"its header is damaged: {error}") from error
 
-    def _check(self, name: str, size: int) -> None:
+    def _check(self, name: str) -> None:
         begin, end = self._entries[name]["data_offsets"]
-        needed = math.prod(self.shape(name)) * self.dtype(name).itemsize
-        if end - begin != needed or begin < 0 or self._start + end > size:
+        code = self.type_code(name)
+        if code not in _DTYPES and code not in _BITS:
+            raise ValueError(f"{name} is of the unknown type {code!r}")
+        bits = 8 * _DTYPES[code].itemsize if code in _DTYPES else _BITS[code]
+        if 8 * (end - begin) != math.prod(self.shape(name)) * bits or begin < 0:
             raise ValueError(f"the bytes of {name} are not all there")
+
+    def _check_offsets(self, size: int) -> None:
+        """Refuse bytes that are of two tensors, or of none: the library reads no such file."""
+        end, before = 0, "the header"
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["data_offsets"][0] != end:
+                how = "overlap" if entry["data_offsets"][0] < end else "leave a gap"
+                raise ValueError(f"the bytes of {before} and {name} {how}")
+            end, before = entry["data_offsets"][1], name
+        if self._start + end != size:
+            problem = "are not all there" if self._start + end > size else "are not the last"
+            raise ValueError(f"the bytes of {before} {problem}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -96,7 +118,11 @@ class TensorFile:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's type without reading it."""
-        return _DTYPES[self._entries[name]["dtype"]]
+        return _DTYPES[self.type_code(name)]
+
+    def type_code(self, name: str) -> str:
+        """Return a tensor's type as the file has it, "BF16": of those too that cannot be read."""
+        return str(self._entries[name]["dtype"])
 
     def layout(self, name: str) -> Layout:
         """Return a tensor's shape and type without reading it."""
@@ -130,6 +156,15 @@ class TensorFile:
                         raise OSError(f"{self.path} ends in the middle of {name}")
                     buffer = buffer[count:]
         return tensor
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"its header has {twice!r} twice")
+    return found
 
 
 def whole_file(path: Path) -> TensorFile | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from spp_cli.models.tensor_file import TensorFile, write_tensors
@@ -53,6 +56,48 @@ def test_a_header_that_is_no_object_is_refused(header, tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="not a JSON object"):
         TensorFile(path)
+
+
+def write(path, header, size):
+    encoded = header.encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(size))
+    return path
+
+
+def entry(name, *offsets, type_="U8", length=None):
+    shape = [offsets[1] - offsets[0] if length is None else length]
+    described = {"dtype": type_, "shape": shape, "data_offsets": list(offsets)}
+    return f"{json.dumps(name)}: {json.dumps(described)}"
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ([entry("a", 0, 4), entry("a", 4, 8)], "has 'a' twice"),
+        ([entry("a", 0, 4), entry("b", 2, 8)], "of a and b overlap"),
+        ([entry("a", 0, 8), entry("b", 0, 8)], "of a and b overlap"),
+        ([entry("a", 0, 3), entry("b", 4, 8)], "of a and b leave a gap"),
+        ([entry("a", 1, 8)], "of the header and a leave a gap"),
+        ([entry("a", 0, 4), entry("b", 4, 7)], "of b are not the last"),
+        ([entry("a", 0, 4), entry("b", 4, 9)], "of b are not all there"),
+        ([entry("a", 0, 8, length=7)], "of a are not all there"),
+        ([entry("a", 0, 8, type_="F7")], "a is of the unknown type 'F7'"),
+    ],
+)
+def test_a_header_that_the_library_refuses_is_refused(entries, says, tmp_path):
+    path = write(tmp_path / "a.safetensors", f"{{{', '.join(entries)}}}", 8)
+    with pytest.raises(ValueError, match=says):
+        TensorFile(path)
+    if "twice" not in says:  # of two the library reads the second
+        with pytest.raises(SafetensorError):
+            safe_open(path, framework="pt")
+
+
+@pytest.mark.parametrize(("type_", "length"), [("U32", 2), ("F8_E8M0", 8), ("F4", 16), ("C64", 1)])
+def test_the_types_of_quantized_weights_are_known_by_name(type_, length, tmp_path):
+    header = f"{{{entry('a', 0, 8, type_=type_, length=length)}}}"
+    file = TensorFile(write(tmp_path / "a.safetensors", header, 8))
+    assert file.type_code("a") == type_
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before_and_no_other(tmp_path):

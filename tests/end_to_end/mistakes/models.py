@@ -101,7 +101,8 @@ MISTAKES = [
     Mistake(
         "a quantized model",
         PRUNE,
-        "base is quantized (gptq), and spp prunes plain weights. Give the model as it was before",
+        "base is quantized (gptq), and spp prunes plain weights. "
+        "Give the model that it was made from",
         (edited("base/config.json", quantization_config={"quant_method": "gptq", "bits": 4}),),
     ),
     Mistake(
