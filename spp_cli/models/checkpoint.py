@@ -244,9 +244,10 @@ def tokenizer_files(folder: Path) -> list[str]:
 def copy_companions(source: Path, target: Path, dtype: str | None = None) -> list[str]:
     """Copy config, tokenizer, generation config and what licence there is; return their names.
 
-    With ``dtype`` the weights were cast, and config.json's one key that names their type follows:
-    transformers would cast them back when it loads the folder. A key that names the files of the
-    weights is left out: they have the usual names in ``target``.
+    With ``dtype`` the weights were cast, and the keys of config.json that name their type follow,
+    those of a composite model's parts too: transformers would cast them back when it loads the
+    folder. A key that names the files of the weights is left out: they have the usual names in
+    ``target``.
     """
     copied = [*companions(source), *licence_files(source)]
     for path in copied:
@@ -255,6 +256,10 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> lis
     changes = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     if dtype is not None:
         changes["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+        for key, part in changes.items():
+            if isinstance(part, dict):
+                types = dict.fromkeys(part.keys() & {"torch_dtype", "dtype"}, dtype)
+                changes[key] = part | types
     if changes != config:
         (target / "config.json").write_text(json.dumps(changes, indent=2) + "\n")
     return [path.name for path in copied]

@@ -14,6 +14,7 @@ from spp_cli.atomic_files import UnfinishedFile
 from spp_cli.models.checkpoint import INDEX, SINGLE
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.experts import Part
+from spp_cli.models.rounding import refuse_unstorable
 from spp_cli.models.stored import StoredTensors
 from spp_cli.models.tensor_file import (
     Layout,
@@ -22,6 +23,7 @@ from spp_cli.models.tensor_file import (
     whole_file,
     write_tensors,
 )
+from spp_cli.progress import Reporter
 
 __all__ = ["CheckpointRewriter"]
 
@@ -32,8 +34,9 @@ _METADATA = {"format": "pt"}
 class CheckpointRewriter:
     """Writes one shard a block, and one for all that is in no block; a written shard is whole.
 
-    Tensors that are not replaced go on bit for bit, unless ``dtype`` says to cast the
-    floating-point ones. Nothing is held between two shards.
+    Tensors that are not replaced stay as they are bit for bit, unless ``dtype`` says to cast the
+    floating-point ones; ``dtype_key`` is the setting that said so. Each tensor of the model is
+    checked as it will be stored. Nothing is held between two shards.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class CheckpointRewriter:
         target: Path,
         decoder: Decoder,
         dtype: torch.dtype | None = None,
+        dtype_key: str = "model.dtype",
     ) -> None:
         self._stored = stored
         self._source = stored.checkpoint
         self._target = target
-        self._dtype = dtype
+        self._dtype, self._dtype_key = dtype, dtype_key
         blocks = len(decoder.blocks)
         prefix = decoder.model.base_model_prefix
         inner = decoder.path.removeprefix(f"{prefix}.")
@@ -73,6 +77,9 @@ class CheckpointRewriter:
 
         ``replaced`` has the names and the layout of the model's tensors; each may be a stored
         tensor or a part of one.
+
+        Raises:
+            ModelError: a tensor is NaN or infinite, or becomes so by the cast.
         """
         layouts = {name: self._layout(name) for name in self._names[shard]}
         parts: dict[str, list[tuple[Part, Tensor]]] = {}
@@ -82,14 +89,32 @@ class CheckpointRewriter:
 
         def read(name: str) -> Tensor:
             changes = parts.get(name, [])
-            if changes and changes[0][0].is_whole:
-                return changes[0][1].to(layouts[name][1])
-            stored = self._source.tensor(name).to(layouts[name][1])
-            for part, tensor in changes:
+            is_whole = bool(changes) and changes[0][0].is_whole
+            exact = changes[0][1] if is_whole else self._source.tensor(name)
+            stored = exact.to(layouts[name][1])
+            for part, tensor in [] if is_whole else changes:
                 part.of(stored).copy_(tensor)
+            self._check(name, exact, stored)
             return stored
 
         return begin_tensors(self._path(shard), layouts, read, _METADATA)
+
+    def check_source(self, reporter: Reporter) -> None:
+        """Read every tensor of the source once, and look at it as it will be stored.
+
+        Raises:
+            ModelError: one is NaN or infinite, or becomes so by the cast.
+        """
+        names = list(self._source.locations)
+        with reporter.task("check of the weights", len(names), "tensors") as progress:
+            for name in names:
+                exact = self._source.tensor(name)
+                self._check(name, exact, exact.to(self._layout(name)[1]))
+                progress.advance(1, name)
+
+    def _check(self, name: str, exact: Tensor, stored: Tensor) -> None:
+        if self._stored.is_of_the_model(name):  # a mask of −inf may lie next to them
+            refuse_unstorable(f"{self._source.folder}: {name}", exact, stored, self._dtype_key)
 
     def read(self, name: str, index: int | None = None) -> Tensor:
         """Return a stored tensor: as written if its shard is, else as in the source.
@@ -127,8 +152,9 @@ class CheckpointRewriter:
     def _layout(self, name: str) -> Layout:
         """Return shape and type of a tensor as it will be written."""
         stored = self._source.dtype(name)
-        cast = self._dtype if self._dtype is not None and stored.is_floating_point else stored
-        return self._source.shape(name), cast
+        if not self._stored.is_of_the_model(name):
+            return self._source.shape(name), stored
+        return self._source.shape(name), self._stored.type_of_stored(name, self._dtype)
 
     def _path(self, shard: int) -> Path:
         return self._target / f"model-{shard + 1:05d}-of-{len(self._names):05d}.safetensors"

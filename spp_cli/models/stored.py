@@ -15,6 +15,7 @@ from transformers.core_model_loading import WeightConverter, dot_natural_key
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.experts import Part, fused_parts
+from spp_cli.models.rounding import stored_type
 
 __all__ = ["Read", "StoredTensors"]
 
@@ -34,6 +35,8 @@ class StoredTensors:
 
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         self.checkpoint = checkpoint
+        self._strict = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+        self._float16 = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
         self._parts = fused_parts(model)
         # the names of experts' parameters, and how many experts each is of
         self._experts = {part.name: (part.expert or 0) + 1 for part in self._parts.values()}
@@ -117,9 +120,23 @@ class StoredTensors:
         part = self.part(name)
         return tuple(part.of(torch.empty(self.checkpoint.shape(part.name), device="meta")).shape)
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Return the type in which the model's tensor ``name`` is stored."""
-        return self.checkpoint.dtype(self.part(name).name)
+    def dtype(self, name: str, asked: torch.dtype | None = None) -> torch.dtype:
+        """Return the type in which the model's tensor ``name`` is stored, or will be if ``asked``.
+
+        What transformers computes in float32 whatever the model's type is, such as a router's bias,
+        keeps the type it has.
+        """
+        return self.type_of_stored(self.part(name).name, asked)
+
+    def type_of_stored(self, stored: str, asked: torch.dtype | None) -> torch.dtype:
+        """Return what ``dtype`` does, of a stored tensor by its stored name."""
+        kept = self._strict + (self._float16 if asked == torch.float16 else ())
+        found = self.checkpoint.dtype(stored)
+        return stored_type(self.model_name(stored), found, asked, kept)
+
+    def is_of_the_model(self, stored: str) -> bool:
+        """Whether the model has a tensor that is made of this stored one."""
+        return stored in self._model_names
 
     def model_name(self, stored: str) -> str:
         """Return the name of the parameter that a stored tensor becomes or is part of.

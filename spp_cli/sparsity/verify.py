@@ -109,7 +109,7 @@ def verify_folder(
     Against ``pattern`` ("2:4") if it is given, else against what spp recorded beside the model;
     and against the keep masks if they are there: no pruned weight may be filled. Without masks the
     record still says how many weights of a layer may be non-zero. A folder that has neither is
-    only measured.
+    only measured. That no tensor of the model holds NaN or infinity is checked in any folder.
 
     Raises:
         ModelError: not a readable checkpoint of a decoder-only model.
@@ -123,15 +123,21 @@ def verify_folder(
     wanted = parse_pattern(pattern) if pattern else recorded
     pruned = {*(masks or ()), *(record.density if record else ())}
     stored = StoredTensors(checkpoint, model)
-    layers = []
+    layers, not_finite = [], []
+    others = {name for name in checkpoint.locations if stored.is_of_the_model(name)}
     for linear in Decoder(model).all_linears():
+        others.discard(stored.part(f"{linear.name}.weight").name)
         weight = linear.as_stored(stored.read(f"{linear.name}.weight"))
+        not_finite += _not_finite(linear.name, weight)
         zeros = weight == 0
         # A layer left out of pruning is held to a pattern only if that is asked for.
         held_to = wanted if pattern or linear.name in pruned else None
         filled = _filled(linear.name, zeros, masks, record)
         layers.append(_report(linear.name, zeros, held_to, filled))
     problems = [problem for layer in layers for problem in _problems_of(layer, wanted)]
+    problems += not_finite
+    for name in sorted(others):
+        problems += _not_finite(name, checkpoint.tensor(name))
     if strangers := sorted(pruned - {layer.name for layer in layers}):
         problems.append(
             f"{strangers[0]} was pruned, says the record, and is no linear layer of this model"
@@ -177,6 +183,11 @@ def _problems_of(layer: LayerReport, pattern: Pattern | None) -> list[str]:
     if layer.filled:
         problems.append(f"{layer.name}: {layer.filled} pruned weights are not zero")
     return problems
+
+
+def _not_finite(name: str, tensor: Tensor) -> list[str]:
+    count = int((~tensor.isfinite()).sum())
+    return [f"{name}: {count} values are NaN or infinity"] * bool(count)
 
 
 @dataclass(frozen=True)

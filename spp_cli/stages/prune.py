@@ -71,7 +71,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     kinds = fewest(each.statistic for each in settings.asking)
     check_kept(settings.order, settings.method, kinds)
     stored = stored_tensors(model, source)
-    stored_as = {linear.name: stored.dtype(f"{linear.name}.weight") for linear in linears}
+    stored_as = {linear.name: stored.dtype(f"{linear.name}.weight", cast_to) for linear in linears}
+    rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
+    processes.decide(lambda: rewriter.is_written(0) or rewriter.check_source(reporter))
     tokens = None
     if settings.reads_text:
         with processes.main_first():
@@ -96,11 +98,10 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         settings.method,
         settings.refine,
         shares.patterns,
-        stored_dtype=lambda name: cast_to or stored_as[name],
+        stored_dtype=stored_as.__getitem__,
         recovery=settings.recover,
     )
 
-    rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
     records = BlockRecords(target / RESUME / "blocks")
     done = 0
     if isinstance(model, StreamedModel):

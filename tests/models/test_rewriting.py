@@ -10,7 +10,9 @@ from conftest import FAMILIES, make_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from spp_cli.errors import ModelError
 from spp_cli.models import rewriting
 from spp_cli.models.checkpoint import INDEX, SINGLE, Checkpoint, copy_companions
 from spp_cli.models.decoder import Decoder
@@ -61,6 +63,37 @@ def test_what_is_replaced_is_replaced_and_stands_with_its_block(
     target = rewritten(source, tmp_path / "target", {name: torch.ones(source.shape(name))})
     assert torch.equal(target.tensor(name), torch.ones(source.shape(name)))
     assert target.locations[name].name == "model-00002-of-00003.safetensors"
+
+
+@pytest.mark.parametrize("family", ["llama", "granitemoe"])
+def test_nothing_infinite_is_written(family: str, tmp_path: Path) -> None:
+    source = Checkpoint(make_model(family, tmp_path / "source"))
+    linear = Decoder(empty_model(source)).all_linears()[-1]
+    weight = torch.full(linear.parameter.shape, torch.inf)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        rewritten(source, tmp_path / "target", {f"{linear.name}.weight": weight})
+    assert not list((tmp_path / "target").glob("*00002*"))
+
+
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16])
+def test_what_is_computed_in_float32_keeps_its_type_and_the_rest_is_cast(
+    asked: torch.dtype, tmp_path: Path
+) -> None:
+    source = Checkpoint(make_model("deepseek_v3", tmp_path / "source"))
+    model = empty_model(source)
+    (tmp_path / "target").mkdir()
+    rewriter = CheckpointRewriter(
+        StoredTensors(source, model), tmp_path / "target", Decoder(model), asked
+    )
+    for block in range(BLOCKS):
+        rewriter.begin(block, {}).finish()
+    rewriter.finish()
+    copy_companions(source.folder, tmp_path / "target", str(asked).removeprefix("torch."))
+    kept = {name: each.dtype for name, each in load_file(tmp_path / "target" / SINGLE).items()}
+    as_loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype="auto").state_dict()
+    assert all(as_loaded[name].dtype == kept[name] for name in kept.keys() & as_loaded.keys())
+    assert kept["model.layers.1.mlp.gate.e_score_correction_bias"] == torch.float32
+    assert kept["model.norm.weight"] == asked
 
 
 @pytest.mark.parametrize("family", ["mixtral", "granitemoe", "gpt_oss"])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import add_tokenizer, make_model, store_fused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from spp_cli.allocation.owl import OWL
 from spp_cli.allocation.sensitivity import Sensitivity
 from spp_cli.config import SppConfig
-from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.errors import ModelError
+from spp_cli.models.checkpoint import SINGLE, Checkpoint
 from spp_cli.models.decoder import Decoder, Linear
 from spp_cli.models.loading import empty_model, load_model
 from spp_cli.models.rewriting import CheckpointRewriter
@@ -24,6 +26,7 @@ from spp_cli.pruning.saved import SavedStatistics
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.publishing import RESUME
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
+from spp_cli.sparsity.verify import verify_folder
 from spp_cli.stages import prune
 from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.calibration import calibration
@@ -562,6 +565,51 @@ def test_a_large_model_is_left_in_shards_with_an_index(dense, tmp_path, monkeypa
     assert set(one.locations) == set(many.locations)
     assert all(torch.equal(one.tensor(name), many.tensor(name)) for name in one.locations)
     assert KeepMasks(tmp_path / "one").digest == KeepMasks(tmp_path / "many").digest
+
+
+INFINITE = [
+    (
+        "model.layers.3.mlp.down_proj.weight",
+        1e5,
+        "float16",
+        "values of up to 9.984e+04, and float16",
+    ),
+    (
+        "lm_head.weight",
+        2e5,
+        "float16",
+        "values of up to 1.997e+05, and float16 holds at most 65504",
+    ),
+    ("model.layers.2.input_layernorm.weight", torch.nan, "auto", "1 value that is NaN or infinity"),
+    ("model.norm.weight", -torch.inf, "auto", "1 value that is NaN or infinity"),
+    ("model.embed_tokens.weight", torch.inf, "float32", "1 value that is NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "dtype", "found"), INFINITE)
+def test_what_cannot_be_stored_is_refused_before_anything_is_pruned(
+    name, value, dtype, found, dense, tmp_path, monkeypatch
+):
+    shutil.copytree(dense, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / SINGLE)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "model" / SINGLE, {"format": "pt"})
+    monkeypatch.setattr(prune, "prune_blocks", None)
+    (tmp_path / "a").mkdir()
+    config = SppConfig.model_validate({"model": {"dtype": dtype}, "prune": {"method": "magnitude"}})
+    with pytest.raises(ModelError, match=f"{name}.*{re.escape(found)}"):
+        prune.run(config, Sources(tmp_path / "model", True), tmp_path / "a", Silent())
+    problems = verify_folder(tmp_path / "model").problems  # it casts nothing
+    assert any(name.removesuffix(".weight") in each for each in problems) == (dtype != "float16")
+
+
+def test_a_head_that_is_not_stored_is_missed_before_anything_is_pruned(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / SINGLE)
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model" / SINGLE, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"config.json asks for.*missing.*lm_head\.weight"):
+        run(tmp_path / "model", tmp_path / "a", method="magnitude")
 
 
 def test_another_type_is_cast_and_config_json_says_so(dense, tmp_path):
