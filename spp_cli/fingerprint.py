@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
@@ -25,6 +27,9 @@ from spp_cli.stage_facts import deciding, reads_seed
 
 FORMAT = 2  # raised when the same settings and inputs come to mean another result
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
+_CHANGING = [0, math.inf, math.inf, 0]  # in place of the state of a file that changes
+_READERS = 4  # files that are read at once
+_YOUNG = 2_000_000_000  # nanoseconds; some file systems count time in steps of two seconds
 NOT_SET = object()  # in place of a value that one of two does not have
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _FREE_SPACE = "Finished stages are intact. Free some space, then run the same command again"
@@ -173,36 +178,81 @@ def versions() -> dict[str, str]:
 
 
 def file_digest(path: str | Path, cache: Path | None = None) -> str:
-    """Return the SHA-256 of a file, in hex.
+    """Return the SHA-256 of a file, in hex; otherwise as ``file_digests``."""
+    file = Path(path)
+    return file_digests(file.parent, [file.name], cache)[file.name]
 
-    ``cache`` is a JSON file that remembers digests by absolute path, size and time of change, so
-    that a model is not read twice. A cache that is corrupt or cannot be written costs time only.
+
+def file_digests(
+    folder: str | Path, names: Iterable[str], cache: Path | None = None
+) -> dict[str, str]:
+    """Return the SHA-256, in hex, of each file by its name relative to ``folder``.
+
+    ``cache`` is a JSON file that remembers digests by absolute path, size, times and inode, so that
+    a model is not read twice. A cache that is corrupt or cannot be written costs time only.
 
     Raises:
-        WorkspaceError: the file cannot be read.
+        WorkspaceError: a file cannot be read.
     """
-    file = Path(path).resolve()
-    with disk_errors(file, "read"):
-        before = _size_and_time(file)
-        known = _read_cache(cache).get(str(file))
-        if isinstance(known, list) and known[:2] == before and len(known) == 3:
-            return str(known[2])
-        digest = _sha256(file)
-        unchanged = _size_and_time(file) == before
-    # A file this young could change once more without its time of change showing it.
-    settled = abs(time.time_ns() - before[1]) > 1_000_000_000
-    if cache is not None and unchanged and settled:
+    files = {name: (Path(folder) / name).resolve() for name in names}
+    known, found = _read_cache(cache), {}
+    try:
+        # hashlib lets go of the interpreter: several files are read at once.
+        with ThreadPoolExecutor(_READERS) as readers:
+            reading = {file: readers.submit(_digest, file, known) for file in files.values()}
+            for file, entry in reading.items():
+                with disk_errors(file, "read"):
+                    found[file] = entry.result()
+    finally:
+        _remember(cache, {str(file): entry for file, entry in found.items() if _is_settled(entry)})
+    return {name: str(found[file][-1]) for name, file in files.items()}
+
+
+def _digest(file: Path, known: Mapping[str, Any]) -> list[Any]:
+    """Return the entry of a file: its state, and its digest, remembered or read."""
+    before = _state(file)
+    entry = known.get(str(file))
+    if isinstance(entry, list) and entry[:-1] == before and _is_settled(entry):
+        return entry
+    digest = _sha256(file)
+    # Of a file that changes meanwhile nothing is remembered.
+    return [*(before if _state(file) == before else _CHANGING), digest]
+
+
+def _is_settled(entry: Sequence[Any]) -> bool:
+    """Whether any change of a file since would show in its times.
+
+    Those of a file this young may stay as they are when it changes; and who knows what clock has
+    set those that are still to come?
+    """
+    return time.time_ns() - max(entry[1:-2]) > _YOUNG
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _remember(cache: Path | None, entries: Mapping[str, Any]) -> None:
+    known = _read_cache(cache)
+    if cache is not None and any(known.get(path) != entry for path, entry in entries.items()):
         with suppress(OSError, WorkspaceError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            entries = {k: v for k, v in _read_cache(cache).items() if os.path.exists(k)}
-            write_json(cache, {**entries, str(file): [*before, digest]})
-    return digest
+            kept = {path: entry for path, entry in known.items() if os.path.exists(path)}
+            write_json(cache, {**kept, **entries})
+
+
+def remember_as(cache: Path | None, old: Path, new: Path) -> None:
+    """Have ``cache`` know by their new paths the files of a folder that was renamed to ``new``."""
+    before = f"{old.resolve()}{os.sep}"
+    known = _read_cache(cache)
+    moved = {path.removeprefix(before): known[path] for path in known if path.startswith(before)}
+    _remember(cache, {str(new.resolve() / name): entry for name, entry in moved.items()})
 
 
 def folder_digest(folder: str | Path, names: Iterable[str], cache: Path | None = None) -> str:
     """Return the SHA-256 over the ``names``, relative to ``folder``, and their files' digests."""
-    files = {name: file_digest(Path(folder) / name, cache) for name in names}
-    return sha256(canonical_json(files))
+    return sha256(canonical_json(file_digests(folder, names, cache)))
 
 
 def listing_digest(folder: Path) -> str:
@@ -211,13 +261,8 @@ def listing_digest(folder: Path) -> str:
     It is another one if a file may be; none is read.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listing = [[str(file.relative_to(folder)), *_size_and_time(file)] for file in files]
+    listing = [[str(file.relative_to(folder)), *_state(file)[:2]] for file in files]
     return sha256(canonical_json(listing))
-
-
-def _size_and_time(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _sha256(file: Path) -> str:

@@ -30,6 +30,7 @@ from spp_cli.fingerprint import (
     differences,
     disk_errors,
     folder_digest,
+    remember_as,
     versions,
     write_json,
     write_text,
@@ -370,6 +371,7 @@ class Run:
             )
             write_json(partial / MANIFEST, manifest.model_dump())
             put_in_place(self.folder / stage)
+        remember_as(self._digest_cache, partial, self.folder / stage)
         published = self.manifest(stage)
         assert published
         return published

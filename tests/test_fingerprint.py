@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from spp_cli import fingerprint
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import (
     Fingerprint,
@@ -158,53 +161,74 @@ def test_versions_name_what_makes_results() -> None:
     assert {"python", "spp", "torch", "transformers"} <= versions().keys()
 
 
-def aged_file(path: Path, content: bytes) -> Path:
-    """Write a file that was last changed a minute ago, so that its digest may be remembered."""
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the clock a minute forward: what the test has written has not changed for as long."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 60 * 10**9)
+
+
+def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
-    os.utime(path, ns=(time.time_ns(), time.time_ns() - 60 * 10**9))
     return path
 
 
-def test_a_remembered_file_is_not_read_again_until_its_time_of_change_differs(
-    tmp_path: Path,
+def write_at_the_same_time(file: Path, content: bytes) -> None:
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+
+
+def replace_at_the_same_time(file: Path, content: bytes) -> None:
+    shutil.copy2(file, other := file.with_name("other"))
+    write_at_the_same_time(other, content)
+    other.replace(file)
+
+
+@pytest.mark.parametrize("change", [written, write_at_the_same_time, replace_at_the_same_time])
+@pytest.mark.usefixtures("later")
+def test_a_remembered_file_is_read_again_only_if_it_changes(
+    tmp_path: Path, change: Callable[[Path, bytes], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache" / "digests.json"
-    file = aged_file(tmp_path / "model.safetensors", b"one")
-    time_of_change = file.stat().st_mtime_ns
-    first = file_digest(file, cache)
-    assert first == hashlib.sha256(b"one").hexdigest()
-
-    file.write_bytes(b"two")
-    os.utime(file, ns=(time_of_change, time_of_change))
-    assert file_digest(file, cache) == first  # nothing to see from outside: answered from memory
-
-    os.utime(file, ns=(time_of_change, time_of_change + 1))
+    cache, file = tmp_path / "cache" / "digests.json", written(tmp_path / "model", b"one")
+    assert file_digest(file, cache) == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "_sha256", lambda file: pytest.fail(f"{file} is read"))
+        file_digest(file, cache)
+    change(file, b"two")
     assert file_digest(file, cache) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
-    file, cache = tmp_path / "young", tmp_path / "digests.json"
-    file.write_bytes(b"one")
+@pytest.mark.parametrize("seconds", [-1, 3600])
+@pytest.mark.usefixtures("later")
+def test_a_file_that_is_young_or_from_the_future_is_not_remembered(
+    tmp_path: Path, seconds: int
+) -> None:
+    file, cache = written(tmp_path / "young", b"one"), tmp_path / "digests.json"
+    os.utime(file, ns=(0, time.time_ns() + seconds * 10**9))
     file_digest(file, cache)
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("cached", ["", "{", "[]", "null", '{"path": 3}', "[" * 10**5, "\x00"])
+@pytest.mark.usefixtures("later")
 def test_a_broken_cache_costs_time_only(tmp_path: Path, cached: str) -> None:
-    file, cache = aged_file(tmp_path / "model", b"weights"), tmp_path / "digests.json"
+    file, cache = written(tmp_path / "model", b"weights"), tmp_path / "digests.json"
     cache.write_text(cached)
     assert file_digest(file, cache) == hashlib.sha256(b"weights").hexdigest()
     assert str(file) in json.loads(cache.read_text())
 
 
+@pytest.mark.usefixtures("later")
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
-    file = aged_file(tmp_path / "model", b"weights")
-    in_the_way = aged_file(tmp_path / "cache", b"")
+    file = written(tmp_path / "model", b"weights")
+    in_the_way = written(tmp_path / "cache", b"")
     assert file_digest(file, in_the_way / "digests.json") == hashlib.sha256(b"weights").hexdigest()
 
 
+@pytest.mark.usefixtures("later")
 def test_the_cache_forgets_files_that_are_gone(tmp_path: Path) -> None:
-    gone, kept = aged_file(tmp_path / "gone", b"1"), aged_file(tmp_path / "kept", b"2")
+    gone, kept = written(tmp_path / "gone", b"1"), written(tmp_path / "kept", b"2")
     cache = tmp_path / "digests.json"
     file_digest(gone, cache)
     gone.unlink()

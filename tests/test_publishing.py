@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from spp_cli import fingerprint
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import Fingerprint, Manifest, folder_digest
 from spp_cli.publishing import damage, keep_only
@@ -312,14 +313,18 @@ def test_the_record_lists_the_output_and_nothing_of_the_workspaces_own(tmp_path:
     assert record["files"] == {"adapter/weights": 3, "model.safetensors": 3000}
 
 
-def test_digests_read_while_publishing_are_remembered(tmp_path: Path) -> None:
+def test_digests_read_while_publishing_are_remembered_where_the_files_are_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 60 * 10**9)
     run = Workspace(tmp_path).run("demo")
     with run.lock("prune"):
         work_on(run, "new")
-        model = tmp_path / "demo" / "prune.partial" / "model.safetensors"
-        os.utime(model, (1, 1))
-        publish(run, "new")
-    assert str(model.resolve()) in json.loads(Workspace(tmp_path).digest_cache.read_text())
+        manifest = publish(run, "new")
+    monkeypatch.setattr(fingerprint, "_sha256", lambda file: pytest.fail(f"{file} is read"))
+    folder, cache = tmp_path / "demo" / "prune", Workspace(tmp_path).digest_cache
+    assert folder_digest(folder, manifest.files, cache) == manifest.output_digest
 
 
 def test_damage_names_the_file_and_both_sizes(tmp_path: Path) -> None:

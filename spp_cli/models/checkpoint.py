@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Checkpoint:
         refuse_quantized(self.folder, self.config)
         # An index alone comes with the configuration of a large model of the hub.
         wanted = weights_needed or any(self.folder.glob("*.safetensors"))
+        if not wanted and (self.folder / INDEX).is_file():
+            wanted = any((self.folder / name).is_file() for name in self._names(INDEX))
         self._files = {path: _open(path) for path in (self._shards() if wanted else [])}
         self.locations = {
             name: path for path, tensors in self._files.items() for name in tensors.names()
@@ -80,8 +82,7 @@ class Checkpoint:
     def _named(self, name: str) -> list[Path]:
         """Return the files that config.json names, which come before all others."""
         path = self.folder / name
-        is_inside = path.resolve().is_relative_to(self.folder.resolve())
-        if not (is_inside and path.is_file() and name.endswith((".safetensors", _AN_INDEX))):
+        if not (_is_inside(name) and path.is_file() and name.endswith((".safetensors", _AN_INDEX))):
             raise ModelError(
                 f"{self.folder}/config.json: {WEIGHTS_KEY} is {name!r}; must be a .safetensors "
                 "file in this folder, or the index of several. Copy it there, or drop the key"
@@ -89,6 +90,16 @@ class Checkpoint:
         return self._indexed(name) if name.endswith(_AN_INDEX) else [path]
 
     def _indexed(self, index: str) -> list[Path]:
+        names = self._names(index)
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise ModelError(
+                    f"{self.folder}: {name} is missing, {index} names it. Copy the model anew"
+                )
+        return [self.folder / name for name in names]
+
+    def _names(self, index: str) -> list[str]:
+        """Return the names of the files that an index names, there or not."""
         try:
             weight_map = _read_json(self.folder / index)["weight_map"]
             names = sorted({str(name) for name in weight_map.values()})
@@ -96,12 +107,12 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder / index} has no weight_map; it is corrupt. Copy it anew"
             ) from None
-        for name in names:
-            if not (self.folder / name).is_file():
-                raise ModelError(
-                    f"{self.folder}: {name} is missing, {index} names it. Copy the model anew"
-                )
-        return [self.folder / name for name in names]
+        if outside := [name for name in names if not _is_inside(name)]:
+            raise ModelError(
+                f"{self.folder / index} names {outside[0]!r}, which is outside of its folder. "
+                "Copy the weights into it, and name them there"
+            )
+        return names
 
     def _nothing_to_read(self) -> ModelError:
         pickled = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
@@ -124,8 +135,8 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> list[str]:
-        """Names of the files that hold the weights."""
-        return [path.name for path in self._files]
+        """Names of the files that hold the weights, relative to the folder."""
+        return [path.relative_to(self.folder).as_posix() for path in self._files]
 
     @property
     def companion_files(self) -> list[str]:
@@ -173,6 +184,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         problem = "a file, not a folder" if folder.exists() else "no such folder"
         raise ModelError(f"{folder}: {problem}. Give a model's folder or its hub id")
     return _read_json(folder / "config.json")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads out of no folder. What is there may be a link, as in the hub's cache."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -123,13 +123,35 @@ def test_the_type_that_config_json_names_already_changes_nothing(tmp_path: Path)
         ([], r"does not hold a JSON object; it is corrupt"),
         ({"weight_map": {"a": 7}}, r"7 is missing, model\.safetensors\.index\.json names it"),
         ({"weight_map": {"a": "b.safetensors"}}, r"b\.safetensors is missing, .* names it"),
+        ({"weight_map": {"a": "../b.safetensors"}}, r"names '\.\./b.*outside of its folder"),
+        ({"weight_map": {"a": "x/../../b.safetensors"}}, r"names 'x/\.\./\.\./b.*outside"),
+        ({"weight_map": {"a": "/b.safetensors"}}, r"names '/b\.safetensors', .*outside"),
     ],
 )
 def test_an_index_that_is_wrong_is_said_to_be(index: object, says: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / INDEX).write_text(json.dumps(index))
+    save_file({"a": torch.ones(1)}, tmp_path / "b.safetensors")
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_text("{}")
+    (model / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=says):
-        Checkpoint(tmp_path)
+        Checkpoint(model)
+    if "outside" in says:  # whoever reads no weights refuses it, too
+        with pytest.raises(ModelError, match=says):
+            Checkpoint(model, weights_needed=False)
+
+
+def test_what_an_index_names_is_read_and_named_wherever_it_is_in_the_folder(tmp_path: Path) -> None:
+    for value, path in enumerate(("part.safetensors", "below/part.safetensors")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        save_file({"a": torch.tensor([value])}, tmp_path / path)
+    (tmp_path / "linked.safetensors").symlink_to("below/part.safetensors")  # as in the hub's cache
+    for name in ("below/part.safetensors", "linked.safetensors"):
+        shard(tmp_path, {})
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        checkpoint = Checkpoint(tmp_path)
+        assert checkpoint.weight_files == [name]
+        assert checkpoint.tensor("a").item() == 1
+        assert Checkpoint(tmp_path, weights_needed=False).weight_files == [name]
 
 
 def test_a_folder_is_refused_for_what_it_lacks(tmp_path: Path) -> None:
