@@ -462,7 +462,12 @@ class FinetuneConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Decay of the learning rate"
     )
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps that warm up")
+    warmup_ratio: float = Field(
+        0.03,
+        ge=0,
+        lt=1,
+        description="Share of the steps in which the rate rises to its peak, whatever the schedule",
+    )
     weight_decay: float = Field(0.001, ge=0, description="AdamW's weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="Clip the gradient to this norm")
     batch_size: int = Field(4, ge=1, description="Rows of one step on one device")

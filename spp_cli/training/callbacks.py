@@ -107,11 +107,15 @@ class Progress(TrainerCallback):
         if control.should_save:
             control.should_log = True  # a kill after the checkpoint must not lose a loss
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+    def write(self, state: Any) -> None:
+        """Write down the losses so far, and how many steps are done."""
         if processes.is_main():
             done = {"done": state.global_step, "total": state.max_steps, "unit": "steps"}
             write_json(self._progress, done)
             write_text(self._log, _lines(state.log_history))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        self.write(state)
         scaled = getattr(args, "fp16", False)  # whose gradients overflow now and then, by design
         for name, label in (
             ("loss", "loss"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from spp_cli import memory, processes
@@ -28,6 +31,7 @@ from spp_cli.training.objectives.causal import (
     model_outputs,
     row_losses,
 )
+from spp_cli.training.schedule import rate_factor
 
 __all__ = ["AdapterTrainer", "pad_rows"]
 
@@ -120,6 +124,22 @@ class AdapterTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": faster, "lr": rate})
         return optimizer
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """Create the schedule of ``training.schedule``, in which the first step trains, too."""
+        if self.lr_scheduler is None:
+            factor = partial(
+                rate_factor,
+                str(self.args.lr_scheduler_type.value),
+                warmup=int(self.args.warmup_steps),
+                steps=num_training_steps,
+            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        scheduler: LambdaLR = self.lr_scheduler
+        return scheduler
+
     def train_to_end(self) -> None:
         """Validate and train, from the newest whole checkpoint on if there is one.
 
@@ -130,12 +150,26 @@ class AdapterTrainer(Trainer):
         """
         folder = Path(self.args.output_dir)
         newest = processes.decide(lambda: newest_checkpoint(folder, self._reporter))
+        if newest is not None and self._is_last(newest):
+            return
         self.args.eval_on_start = newest is None
         try:
             with self._progress.bars:  # an error takes the bar off the screen before it is shown
                 self.train(resume_from_checkpoint=None if newest is None else str(newest))
         except NumericalError as error:
             raise NumericalError(f"{error}{self._what_is_left()}") from None
+
+    def _is_last(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of the last step; if so, be where the Trainer then would be.
+
+        It would begin the next step, and train it, before it looks how many there are to be.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._progress.write(state)
+        return True
 
     def loss_before(self) -> float:
         """Return the validation loss of the pruned model as it came."""

@@ -273,3 +273,89 @@ def test_a_finetuning_killed_at_twenty_random_moments_is_that_of_an_undisturbed_
         kills += kill_often(begin(run), model, partial, seed)
         assert left(run) == left("calm")
         seed += 1
+
+
+# As above, but each child is killed at a chosen operation on the disk, once training is through.
+KILLED_AT_EVERY_OPERATION = """
+import importlib, os, signal, sys
+import torch
+from spp_cli.cli import app
+from spp_cli.pipeline import MODULES
+
+torch.set_num_threads(1)
+workspace, last, *command = sys.argv[1:]
+importlib.import_module(MODULES[command[0]])
+changes = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate")
+
+def kill_at(operation):
+    trained, done = os.path.exists(last), 0
+
+    def hook(event, arguments):
+        nonlocal trained, done
+        opened = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        # Names below an open folder, in its removal, are relative to it.
+        here = opened and str(arguments[0]).startswith(workspace)
+        if not here and event not in changes:
+            return
+        if trained:
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+        trained = trained or os.path.exists(last) and os.path.getsize(last) > 0
+
+    sys.addaudithook(hook)
+
+operation, code = 0, None
+while code is None:
+    operation += 1
+    child = os.fork()
+    if not child:
+        kill_at(operation)
+        app(command)
+        os._exit(9)  # never reached
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        code = os.WEXITSTATUS(status)
+print(operation - 1, code)
+"""
+
+
+@pytest.mark.slow
+def test_a_finetuning_killed_at_every_operation_after_its_last_step_leaves_the_same_files(
+    tmp_path,
+):
+    model = add_tokenizer(make_model("llama", tmp_path / "model", vocab_size=4096))
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"def add_{n}(x): return x + {n}\n" for n in range(200)))
+    place = ["--workspace", str(tmp_path / "w"), "--run", "r"]
+    spp("prune", "--model", str(model), "--method", "magnitude", "--pattern", "2:4", *place)
+    command = ["finetune", "--data", str(text), "--sequence-length", "32", "--max-steps", "4"]
+    command += ["--set", "finetune.data.samples=24", "--set", "finetune.data.validation_samples=4"]
+    command += ["--learning-rate", "0.05", "--batch-size", "4", "--accumulation", "1", "--quiet"]
+    command += ["--set", "finetune.schedule=constant", *place]
+    spp(*command)
+    shaken = tmp_path / "w/r/finetune"
+    calm = shaken.rename(tmp_path / "calm")
+    last = tmp_path / "w/r/finetune.partial/.resume/checkpoint-4/complete.json"
+    script = [sys.executable, "-c", KILLED_AT_EVERY_OPERATION, str(tmp_path), str(last)]
+    done = subprocess.run(
+        [*script, *command], capture_output=True, text=True, check=True, env=ONE_THREAD
+    )
+    kills, code = map(int, done.stdout.split()[-2:])
+    assert code == 0, done.stderr
+    assert kills > 20
+
+    def left(folder: Path) -> dict[str, object]:
+        """Return every file, without what it says of times and of the machine."""
+        names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+        files: dict[str, object] = {str(name): (folder / name).read_bytes() for name in names}
+        log = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        files["log.jsonl"] = [{key: line.get(key) for key in REPRODUCIBLE} for line in log]
+        record = json.loads((folder / "manifest.json").read_text())
+        for key in ("started", "finished", "seconds", "peak_memory_bytes"):
+            record.pop(key)
+        record["files"].pop("log.jsonl")  # its size
+        return {**files, "manifest.json": record}
+
+    assert left(shaken) == left(calm)
+    assert not list((tmp_path / "w/r").glob("finetune.*"))

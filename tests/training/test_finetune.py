@@ -168,8 +168,9 @@ def test_the_dense_model_teaches_when_asked(sources, tmp_path):
     assert not same(adapter(tmp_path / "taught"), adapter(tmp_path / "plain"))
 
 
-def test_b_learns_as_much_faster_as_it_was_told(sources, tmp_path):
-    once = {"max_steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "warmup_ratio": 0}
+@pytest.mark.parametrize("warmup", [0, 0.5])
+def test_b_learns_as_much_faster_as_it_was_told(warmup, sources, tmp_path):
+    once = {"max_steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "warmup_ratio": warmup}
     plain, faster = (
         (train(sources, tmp_path / str(ratio), b_learning_rate_ratio=ratio, **once), ratio)
         for ratio in (1, 4)
@@ -208,6 +209,50 @@ def dying_at(step: int):
         return original(self, *arguments, **keywords)
 
     return dying
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_rate_rises_from_the_first_step_to_its_peak_and_never_is_zero(
+    schedule, sources, tmp_path
+):
+    train(sources, tmp_path / "a", schedule=schedule, warmup_ratio=0.25)
+    rates = [line["learning_rate"] / 0.05 for line in log_of(tmp_path / "a") if "loss" in line]
+    decay = {
+        "linear": lambda since: 1 - since,
+        "cosine": lambda since: 0.5 + 0.5 * math.cos(math.pi * since),
+        "constant": lambda since: 1,
+    }[schedule]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, *(decay(step / 9) for step in range(9))])
+    assert min(rates) > 0
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak_rate(sources, tmp_path):
+    train(sources, tmp_path / "a", warmup_ratio=0, max_steps=2, evaluate_every=2)
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "a") if "loss" in line]
+    assert rates == pytest.approx([0.05, 0.025])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_what_was_interrupted_after_the_last_step_trains_no_more(
+    schedule, sources, tmp_path, monkeypatch
+):
+    steps = {"max_steps": 4, "evaluate_every": 2, "checkpoint_every": 2}  # of 12 in an epoch
+    whole = train(sources, tmp_path / "whole", schedule=schedule, **steps)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "load_best", killed)
+        with pytest.raises(Killed):
+            train(sources, tmp_path / "cut", schedule=schedule, **steps)
+    (tmp_path / "cut/log.jsonl").unlink()
+    cut = train(sources, tmp_path / "cut", schedule=schedule, **steps)
+    assert cut.metrics == whole.metrics
+    assert cut.metrics["steps"] == 4
+    assert reproducible(tmp_path / "cut") == reproducible(tmp_path / "whole")
+    for name in ("adapter.safetensors", "adapter_config.json", "loss.png"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("step", [2, 3, 7, 11])
@@ -309,7 +354,7 @@ def test_after_nan_the_best_adapter_is_still_there_and_the_message_says_where(
         name: torch.full_like(tensor, math.nan) for name, tensor in load_file(rotten).items()
     }
     size = rotten.stat().st_size
-    save_file(tensors, rotten)
+    save_file(tensors, rotten, {})
     assert rotten.stat().st_size == size
     with pytest.raises(
         NumericalError, match=r"loss is nan at step 7\..* of step \d, is in "
