@@ -7,25 +7,27 @@ earlier stages recorded, $SPP_WORKSPACE, the YAML file, the flags.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spp_cli.config import SppConfig, nearest
-from spp_cli.errors import ConfigError, WorkspaceError
+from spp_cli.errors import ConfigError
 from spp_cli.publishing import CONFIG
+from spp_cli.run_choice import NEEDS, Asked, choose
 from spp_cli.settings import Layer, assigned, demo_defaults, read_yaml, stack, validate
-from spp_cli.workspace import STAGES, Run, Workspace
+from spp_cli.workspace import STAGES, Run
 
 __all__ = [
+    "Resolved",
     "default_workspace",
     "recorded_settings",
     "resolve",
     "resolve_for_folder",
+    "resolve_stage",
     "stage_list",
 ]
-
-_NEEDS = {"finetune": "prune", "merge": "finetune", "eval": "prune"}
 
 
 def default_workspace() -> str:
@@ -33,26 +35,61 @@ def default_workspace() -> str:
     return os.environ.get("SPP_WORKSPACE") or SppConfig.model_fields["workspace"].default
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """A command's configuration, and the run it is for; None: the one that it names itself.
+
+    ``source`` is the run whose earlier stages that run is to take over, if any.
+    """
+
+    config: SppConfig
+    run: str | None
+    source: str | None = None
+
+
 def resolve(command: str, file: str | None, flags: Layer) -> tuple[SppConfig, str | None]:
     """Return the configuration of a command, and the run it is for; None: the one it names itself.
 
     Raises:
         ConfigError: a YAML file, a flag, or the two together are wrong.
-        WorkspaceError: there is no run for the command to go on with.
+        WorkspaceError: there is no run for the command to work on.
+    """
+    resolved = resolve_stage(command, file, flags)
+    return resolved.config, resolved.run
+
+
+def resolve_stage(
+    command: str, file: str | None, flags: Layer, *, from_run: str | None = None
+) -> Resolved:
+    """Return what ``resolve`` does, and the run to take earlier stages over from.
+
+    Raises:
+        SppError: as ``resolve``; or the run is not of the model that file or flags name.
     """
     origin = "$SPP_WORKSPACE" if os.environ.get("SPP_WORKSPACE") else ""
     yaml = read_yaml(file) if file else Layer()
     asked = stack(assigned([("workspace", default_workspace(), origin)]), yaml, flags)
     config = _complete(asked)
-    if command not in _NEEDS:
-        return config, config.run
-    run = _choose(command, config, names_a_model=asked.get("model.path") is not None)
-    if run is None:
-        return config, None
-    recorded = _recorded(run, _before(command))
+    if command not in NEEDS:
+        return Resolved(config, config.run)
+    chosen = choose(Asked(command, config, asked, file, yaml.get("run"), from_run))
+    if chosen is None:
+        return Resolved(config, None)
+    recorded = _recorded(chosen.source or chosen.run, _before(command))
     if file:  # it speaks for the stages to come; the run only for those that are done
         recorded = recorded.only(("model", "seed", *_before(command)))
-    return _complete(stack(recorded, asked)), run.name
+    if asked.get("model.path") not in (None, recorded.get("model.path")):
+        recorded = _without_revision(recorded)  # which is that of another path
+    source = chosen.source.name if chosen.source else None
+    return Resolved(_complete(stack(recorded, asked)), chosen.run.name, source)
+
+
+def _without_revision(layer: Layer) -> Layer:
+    model = layer.values.get("model")
+    if not isinstance(model, Mapping):
+        return layer
+    kept = {key: value for key, value in model.items() if key != "revision"}
+    return Layer({**layer.values, "model": kept}, layer.origins)
 
 
 def resolve_for_folder(folder: str, file: str | None, flags: Layer) -> SppConfig:
@@ -94,21 +131,6 @@ def _complete(layer: Layer) -> SppConfig:
     if layer.get("model.path") in (None, "demo"):
         layer = stack(demo_defaults(), layer)
     return validate(layer)
-
-
-def _choose(command: str, config: SppConfig, *, names_a_model: bool) -> Run | None:
-    """Return the run that a later stage is for: named, or of the same settings, or the latest."""
-    workspace = Workspace(config.workspace)
-    if config.run:
-        return workspace.run(config.run)
-    if names_a_model and (run := workspace.run(config.run_name())).exists():
-        return run
-    try:
-        return workspace.latest(having=_NEEDS[command])
-    except WorkspaceError:
-        if command == "eval" and set(config.eval.stages) == {"dense"}:
-            return None  # the dense model needs no run before it
-        raise
 
 
 def recorded_settings(run: Run) -> Layer:

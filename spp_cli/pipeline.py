@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from spp_cli import processes
-from spp_cli.config import SppConfig
-from spp_cli.errors import ConfigError, ModelError, NumericalError, SppError
+from spp_cli import processes, yaml12
+from spp_cli.config import ModelConfig, SppConfig
+from spp_cli.errors import ConfigError, ModelError, NumericalError, SppError, WorkspaceError
 from spp_cli.fingerprint import (
     Fingerprint,
     Manifest,
@@ -23,13 +23,15 @@ from spp_cli.fingerprint import (
 )
 from spp_cli.memory import peak_memory
 from spp_cli.progress import Reporter, Silent
-from spp_cli.settings import dump_yaml
+from spp_cli.publishing import CONFIG
+from spp_cli.settings import dump_yaml, read_yaml
 from spp_cli.workspace import Run, Workspace
 
 __all__ = [
     "StageOutcome",
     "calibrate",
     "dense_model",
+    "digest_at_hand",
     "find_lr",
     "preview",
     "run_stages",
@@ -72,8 +74,11 @@ def run_stages(
     *,
     run: str | None,
     force: bool = False,
+    source: str | None = None,
 ) -> list[StageOutcome]:
     """Run ``stages`` in order on the run named ``run`` (default: the config's name for it).
+
+    ``source`` names the run whose earlier stages it takes over first, as links.
 
     Raises:
         SppError: whatever hinders a stage; those before it keep their results.
@@ -89,11 +94,42 @@ def run_stages(
         return []
     workspace.remove_leftovers()
     outcomes = []
+    if source:
+        _take_over(_NEEDS[stages[0]], workspace.run(source), handle, reporter)
     for stage in stages:
+        keep = "--run NAME"
+        if stage == stages[0] and _NEEDS[stage]:
+            keep += f" --from-run {handle.name}"
         with processes.leading() as tell:
-            outcomes.append(_run_stage(stage, config, workspace, handle, reporter, force, tell))
+            outcomes.append(
+                _run_stage(stage, config, workspace, handle, reporter, force, tell, keep)
+            )
     processes.disconnect()
     return outcomes
+
+
+def _take_over(stages: Sequence[str], source: Run, run: Run, reporter: Reporter) -> None:
+    """Link the results of ``source`` into ``run``, but those that it has already.
+
+    Raises:
+        WorkspaceError: it has others, or the disk is full or cannot be written.
+    """
+    for stage in stages:
+        with run.lock(stage):
+            lent, own = source.manifest(stage), run.manifest(stage)
+            if lent is None or (own and own.output_digest == lent.output_digest):
+                continue
+            fingerprint = lent.made_from()
+            if own or run.unfinished(stage):
+                raise WorkspaceError(
+                    f"run {run.name} has a {stage} that is not that of {source.name}. "
+                    "Choose another --run, or leave --from-run out"
+                )
+            values = {**read_yaml(source.folder / stage / CONFIG).values, "run": run.name}
+            run.begin(stage, fingerprint, yaml12.dump(values))
+            if run.borrow(stage, source, fingerprint) is None:
+                raise WorkspaceError(f"the {stage} of run {source.name} has just been replaced")
+        reporter.say(f"{stage}: that of run {source.name}, linked from there")
 
 
 def _meet(stages: Sequence[str], config: SppConfig) -> None:
@@ -244,6 +280,7 @@ def _run_stage(
     reporter: Reporter,
     force: bool,
     tell: Callable[[Any], None],
+    keep: str,
 ) -> StageOutcome:
     # Imported here, not above: help and status must not wait for torch.
     from spp_cli.stages.stage import Sources
@@ -252,7 +289,7 @@ def _run_stage(
     fingerprint, folders = work.fingerprint, work.folders
     with run.lock(stage):
         outdated = [] if force else run.outdated_work(stage, fingerprint)
-        partial = run.begin(stage, fingerprint, dump_yaml(config), force=force)
+        partial = run.begin(stage, fingerprint, dump_yaml(config), force=force, keep=keep)
         if partial is None:
             manifest = run.manifest(stage)
             assert manifest is not None
@@ -308,6 +345,20 @@ def dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
         with_weights=stage != "calibrate",
     )
     return folder, embedded or is_demo_family(folder)
+
+
+def digest_at_hand(model: ModelConfig, workspace: Workspace) -> str | None:
+    """Return the digest of a dense model as prune records it; None if its files are not all here.
+
+    Nothing is downloaded.
+    """
+    from spp_cli.models.checkpoint import at_hand
+
+    try:
+        folder = at_hand(model.path, model.revision)
+        return None if folder is None else _model_digest(folder, workspace)
+    except SppError:  # it cannot be read, which is for the stages that read it to say
+        return None
 
 
 def _model_digest(folder: Path, workspace: Workspace) -> str:

@@ -212,12 +212,19 @@ class Run:
             remove(folder)
 
     def begin(
-        self, stage: str, fingerprint: Fingerprint, config_yaml: str, *, force: bool = False
+        self,
+        stage: str,
+        fingerprint: Fingerprint,
+        config_yaml: str,
+        *,
+        force: bool = False,
+        keep: str = "--run NAME",
     ) -> Path | None:
         """Return the folder to work in, within ``lock``; None if the finished stage is up to date.
 
         The folder still holds what an interrupted stage of the same fingerprint left there, unless
-        ``force``. An earlier result stays where it is until ``publish``.
+        ``force``. An earlier result stays where it is until ``publish``. A refusal says that the
+        flags ``keep`` would keep both.
 
         Raises:
             WorkspaceError: the stage was finished or begun with other settings (all are shown), or
@@ -229,9 +236,9 @@ class Run:
             if done and fingerprint.is_met_by(done.made_from()):
                 return None
             if done:
-                self._refuse_other_settings(stage, done.made_from(), fingerprint)
+                self._refuse_other_settings(stage, done.made_from(), fingerprint, keep)
             elif begun := self.unfinished(stage):
-                self._refuse_other_settings(stage, begun, fingerprint, finished=False)
+                self._refuse_other_settings(stage, begun, fingerprint, keep, finished=False)
         partial = partial_of(self.folder / stage)
         begun = None if force else self._begun(stage)
         resumes = begun is not None and fingerprint.is_met_by(begun)
@@ -252,7 +259,7 @@ class Run:
         return partial
 
     def _refuse_other_settings(
-        self, stage: str, old: Fingerprint, new: Fingerprint, *, finished: bool = True
+        self, stage: str, old: Fingerprint, new: Fingerprint, keep: str, *, finished: bool = True
     ) -> None:
         changed = differences(old, new)
         if not changed or stage == "eval":  # it adds to what is there: it has no settings to lose
@@ -260,7 +267,7 @@ class Run:
         there = RESULTS[stage] if finished else f"an unfinished {stage}"
         raise WorkspaceError(
             f"run {self.name} has {there} with other settings: {'; '.join(map(str, changed))}. "
-            f"Add --force to {'replace' if finished else 'discard'} it, or --run NAME to keep both"
+            f"Add --force to {'replace' if finished else 'discard'} it, or {keep} to keep both"
         )
 
     def unfinished(self, stage: str) -> Fingerprint | None:

@@ -72,7 +72,7 @@ def _of_stage(facts: StageFacts, values: Mapping[str, Any]) -> dict[str, Any]:
     factors = [kept.get(key) for key in facts.keys_by_product]
     if factors and all(isinstance(factor, int) for factor in factors):
         kept = {key: value for key, value in kept.items() if key not in facts.keys_by_product}
-        kept[" × ".join(facts.keys_by_product)] = prod(factors)  # type: ignore[arg-type]
+        kept[" × ".join(facts.keys_by_product)] = prod(factors)
     return kept
 
 

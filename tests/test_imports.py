@@ -37,7 +37,7 @@ LEVELS = {
     **dict.fromkeys(("pipeline", "plan"), 4),
     **dict.fromkeys(("cli", "commands", "invocation", "status", "flags", "__main__"), 5),
     **dict.fromkeys(("card", "comparison", "difference", "push", "report"), 5),
-    **dict.fromkeys(("named_models", "sweeps"), 5),
+    **dict.fromkeys(("named_models", "outputs", "run_choice", "sweeps"), 5),
 }
 WORKSPACE = {"workspace", "runs", "publishing", "locking"}
 MAY_USE_THE_WORKSPACE = WORKSPACE | {
@@ -48,7 +48,9 @@ MAY_USE_THE_WORKSPACE = WORKSPACE | {
     "invocation",
     "push",
     "named_models",
+    "outputs",
     "report",
+    "run_choice",
     "status",
     "pipeline",
     "plan",

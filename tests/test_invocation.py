@@ -9,7 +9,7 @@ import pytest
 
 from spp_cli.errors import ConfigError, WorkspaceError
 from spp_cli.fingerprint import Fingerprint
-from spp_cli.invocation import resolve, resolve_for_folder
+from spp_cli.invocation import resolve, resolve_for_folder, resolve_stage
 from spp_cli.settings import Layer, assigned, dump_yaml, parse_assignment
 from spp_cli.workspace import Workspace
 
@@ -25,18 +25,22 @@ def flags(*assignments: str) -> Layer:
     return assigned(map(parse_assignment, assignments))
 
 
-def finish(stage: str, *assignments: str, file: str | None = None) -> str:
-    """Leave a finished stage in the workspace, as the pipeline does; return the run's name."""
+def finish(stage: str, *assignments: str, file: str | None = None, text: str = "") -> str:
+    """Leave a finished stage in the workspace, as the pipeline does; return the run's name.
+
+    ``text`` is its output.
+    """
     config, name = resolve(stage, file, flags(*assignments))
     run = Workspace(config.workspace).run(name or config.run_name())
     fingerprint = Fingerprint({stage: config.model_dump(mode="json")[stage]}, {}, config.seed)
     with run.lock(stage):
         partial = run.begin(stage, fingerprint, dump_yaml(config))
         assert partial is not None
+        (partial / "text").write_text(text)
         run.publish(
             stage,
             fingerprint=fingerprint,
-            output=[],
+            output=["text"],
             metrics={},
             mask_digest=None,
             seconds=1.0,
@@ -110,6 +114,61 @@ def test_a_file_that_names_a_model_takes_the_run_of_its_settings() -> None:
     first = finish("prune", file=file)
     finish("prune", "model=gpt2", "prune.method=magnitude")
     assert resolve("finetune", file, flags())[1] == first
+
+
+def test_a_file_that_names_another_model_than_the_run_is_refused_with_both_names() -> None:
+    made = finish("prune", "model=owner/Llama-7b")
+    file = write("seed: 1\nmodel: owner/Llama-13b\n")
+    for command in ("finetune", "eval"):
+        with pytest.raises(WorkspaceError) as refusal:
+            resolve(command, file, flags())
+        assert str(refusal.value) == (
+            "workspace has no run with a pruned model of owner/Llama-13b (a.yaml:2); "
+            "llama-7b-wanda-0.5 is of owner/Llama-7b. Run: spp prune a.yaml"
+        )
+    with pytest.raises(WorkspaceError) as refusal:
+        resolve("finetune", file, flags(f"run={made}"))
+    assert str(refusal.value) == (
+        "run llama-7b-wanda-0.5 is of owner/Llama-7b, and a.yaml:2 names owner/Llama-13b. "
+        "Name a run of that model with --run, or leave the model out"
+    )
+    other = finish("prune", "model=owner/Llama-13b", "prune.sparsity=0.6")
+    finish("prune", "model=owner/Llama-7b", "prune.sparsity=0.6")
+    assert resolve("finetune", file, flags())[1] == other
+    assert resolve("finetune", write("model: {dtype: float32}\n"), flags())[1] != other
+
+
+def test_a_revision_is_part_of_a_model_of_the_hub() -> None:
+    made = finish("prune", "model.path=owner/a", "model.revision=v1")
+    finish("prune", "model.path=owner/b", "run=b")
+    file = write("model: {path: owner/a, revision: v1}\n")
+    assert resolve("finetune", file, flags())[1] == made
+    config, run = resolve("finetune", write("model: owner/a\n"), flags())
+    assert (run, config.model.path, config.model.revision) == (made, "owner/a", "v1")
+    other = write("model: {path: owner/a, revision: v2}\n")
+    with pytest.raises(WorkspaceError, match=r"of owner/a@v2 \(a.yaml:1\); b is of owner/b"):
+        resolve("finetune", other, flags())
+
+
+def test_a_new_run_takes_over_what_is_named_or_the_only_one() -> None:
+    def source(*assignments: str, file: str | None = None, from_run: str | None = None) -> Any:
+        asked = flags("run=new", *assignments)
+        return resolve_stage("finetune", file, asked, from_run=from_run).source
+
+    first = finish("prune", "model=gpt2", "prune.sparsity=0.6")
+    assert source() == source(from_run=first) == first
+    second = finish("prune", "model=gpt2", "prune.sparsity=0.7", text="another")
+    assert source(from_run=first) == first
+    assert source(file=write("model: gpt2\nprune: {sparsity: 0.6}\n")) == first
+    assert source(file=write(f"run: {second}\n")) == second
+    with pytest.raises(WorkspaceError, match=rf"add --from-run with one of: {second}, {first}$"):
+        source()
+    with pytest.raises(WorkspaceError, match=r"workspace has no run nothing"):
+        source(from_run="nothing")
+    with pytest.raises(WorkspaceError, match=rf"run {first} is of gpt2, and a.yaml:1 names opt"):
+        source(file=write("model: opt\n"), from_run=first)
+    with pytest.raises(ConfigError, match=r"--from-run is for a new run\. Name it with --run NAME"):
+        resolve_stage("finetune", None, flags(), from_run=first)
 
 
 def test_a_missing_run_says_the_command_that_makes_it() -> None:

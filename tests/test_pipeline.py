@@ -13,9 +13,11 @@ from conftest import make_base_and_text, make_model
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import NumericalError, WorkspaceError
+from spp_cli.invocation import resolve_stage
 from spp_cli.pipeline import StageOutcome, run_stages, up_to_date
 from spp_cli.plan import stage_actions
 from spp_cli.progress import Silent
+from spp_cli.settings import Layer, read_yaml
 from spp_cli.stages import finetune
 from spp_cli.status import run_status
 from spp_cli.workspace import STAGES, Workspace
@@ -72,6 +74,7 @@ def run(
     force: bool = False,
     reporter: Silent | None = None,
     changes: dict[str, Any] | None = None,
+    source: str | None = None,
 ) -> list[StageOutcome]:
     """Run stages, all if none is named; ``changes`` are settings by their dotted keys."""
     settings = json.loads(json.dumps({**SETTINGS, "model": {"path": "base"}}))
@@ -82,7 +85,9 @@ def run(
             section = section[part]
         section[last] = value
     config = SppConfig.model_validate(settings)
-    return run_stages(stages or STAGES, config, reporter or Silent(), run=name, force=force)
+    return run_stages(
+        stages or STAGES, config, reporter or Silent(), run=name, force=force, source=source
+    )
 
 
 def states(name: str = "r") -> dict[str, str]:
@@ -313,6 +318,41 @@ def test_to_force_a_pruning_is_to_do_it_and_its_bytes_are_those_of_the_one_that_
     (outcome,) = run("prune", name="made", force=True, reporter=reporter)
     assert (outcome.manifest.borrowed_from, reporter.opened[-1:]) == (None, ["prune"])
     assert bytes_of("made") == bytes_of("linked")
+
+
+def test_a_later_stage_knows_its_model_by_content_wherever_that_lies():
+    def chosen(text: str) -> str | None:
+        Path("a.yaml").write_text(text)
+        return resolve_stage("finetune", "a.yaml", Layer()).run
+
+    assert chosen("model: base\n") == "r"
+    Path("base").rename("moved")
+    assert chosen("model: moved\n") == chosen("model: base\n") == "r"
+    make_model("llama", Path("base"), torch.bfloat16, vocab_size=4096, intermediate_size=128)
+    for name in ("base", "demo"):
+        with pytest.raises(WorkspaceError) as refusal:
+            chosen(f"model: {name}\n")
+        assert f"a pruned model of {name} (a.yaml:1); r is of base. Run: spp prune a.yaml" in str(
+            refusal.value
+        )
+
+
+def test_the_advice_to_keep_both_works_and_links_what_is_the_same():
+    keep = r"finetune\.learning_rate: 0\.01 → 0\.02\. .* --run NAME --from-run r to keep both$"
+    faster = {"finetune.learning_rate": 0.02}
+    with pytest.raises(WorkspaceError, match=keep):
+        run("finetune", changes=faster)
+    reporter = Bars()
+    run("finetune", name="both", changes=faster, reporter=reporter, source="r")
+    assert reporter.opened == ["finetune"]
+    assert skipped(run("finetune", name="both", changes=faster, source="r")) == ["finetune"]
+    weights = [Path(f"workspace/{name}/prune/model.safetensors") for name in ("r", "both")]
+    assert weights[0].samefile(weights[1])
+    assert read_yaml("workspace/both/prune/config.yaml").get("run") == "both"
+    run("merge", name="third", changes={"merge.check_length": 16}, source="r")
+    assert states("third") == {**dict.fromkeys(STAGES[:3], "done"), "eval": "missing"}
+    with pytest.raises(WorkspaceError, match="run both has a finetune that is not that of r"):
+        run("merge", name="both", source="r")
 
 
 def test_without_hard_links_the_files_are_copied(monkeypatch):

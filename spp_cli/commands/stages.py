@@ -14,7 +14,7 @@ from spp_cli.commands.parameters import CONFIG, FORCE, SET, count, option, switc
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
-from spp_cli.invocation import resolve, resolve_for_folder, stage_list
+from spp_cli.invocation import resolve_for_folder, resolve_stage, stage_list
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
 from spp_cli.reporting import tables
@@ -47,6 +47,10 @@ _STAGES = option(
 _FIND_LR = switch(
     "find_lr", "Try rates, schedules and r in short finetunes, show the best, and stop", "Training"
 )
+_FROM_RUN = option(
+    "from_run", "Take the earlier stages of this run over into a new --run", metavar="RUN",
+    panel="Run",
+)  # fmt: skip
 
 
 def _command(name: str, stages: Sequence[str], *own: Parameter) -> Command:
@@ -61,17 +65,20 @@ def _run(name: str, stages: Sequence[str], given: Given, reporter: Reporter) -> 
         stages = stage_list(given["stages"], "--stages")
     if given.get("path"):
         return _evaluate_folder(given["path"], given["config"], flags, reporter)
-    config, run = resolve(name, given["config"], flags)
+    resolved = resolve_stage(name, given["config"], flags, from_run=given.get("from_run"))
+    config, run = resolved.config, resolved.run
     if given.get("preview"):
-        return _preview(config, run, given["preview"], reporter)
+        return _preview(config, resolved.source or run, given["preview"], reporter)
     if given.get("find_lr"):
-        return _find_lr(config, run, reporter)
+        return _find_lr(config, resolved.source or run, reporter)
     if stages[0] == "prune":
         say_which_model(given, flags, reporter)
     from spp_cli.card import refresh_card
     from spp_cli.pipeline import run_stages
 
-    outcomes = run_stages(stages, config, reporter, run=run, force=given["force"])
+    outcomes = run_stages(
+        stages, config, reporter, run=run, force=given["force"], source=resolved.source
+    )
     if not outcomes:  # of several processes, this is one that only helps
         return Answer(None, "")
     if outcomes[-1].stage in ("merge", "eval"):
@@ -140,7 +147,7 @@ def _evaluate_folder(path: str, file: str | None, flags: Layer, reporter: Report
 
 
 PRUNE = _command("prune", ["prune"])
-FINETUNE = _command("finetune", ["finetune"], _PREVIEW, _FIND_LR)
-MERGE = _command("merge", ["merge"])
+FINETUNE = _command("finetune", ["finetune"], _PREVIEW, _FIND_LR, _FROM_RUN)
+MERGE = _command("merge", ["merge"], _FROM_RUN)
 EVAL = _command("eval", ["eval"], _PATH)
 RUN = _command("run", STAGES, _STAGES)

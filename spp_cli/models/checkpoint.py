@@ -22,6 +22,7 @@ from spp_cli.models.tensor_file import TensorFile
 __all__ = [
     "DEMO",
     "Checkpoint",
+    "at_hand",
     "copy_companions",
     "is_demo_family",
     "locate",
@@ -230,13 +231,27 @@ def locate(
     """
     if path == DEMO:
         return Path(str(resources.files("spp_cli"))) / "demo" / "model", True
-    folder = Path(path).expanduser()
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        return folder, False
+    if not _is_hub_id(path):
+        return Path(path).expanduser(), False
     from spp_cli.models.hub import download  # not above: it imports the hub's client
 
     folder = download(path, revision, with_code=trust_remote_code, with_weights=with_weights)
     return folder, False
+
+
+def _is_hub_id(path: str) -> bool:
+    """Whether a path is no folder that is there, and could be an id of the hub."""
+    could_be = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not path.startswith(".")
+    return bool(could_be) and not Path(path).expanduser().exists()
+
+
+def at_hand(path: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model that is on this machine; None if it would be downloaded."""
+    if path == DEMO or not _is_hub_id(path):
+        return locate(path)[0]
+    from spp_cli.models.hub import in_cache  # not above: it imports the hub's client
+
+    return in_cache(path, revision)
 
 
 def is_demo_family(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from spp_cli.data.hub import offline_if_unreachable
 from spp_cli.errors import ModelError
 
-__all__ = ["download"]
+__all__ = ["download", "in_cache"]
 
 _WEIGHTS = "*.safetensors"
 _WANTED = (
@@ -57,3 +57,14 @@ def download(
                 "Give the folder of a model with --model"
             ) from error
     return Path(folder)
+
+
+def in_cache(hub_id: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model in the hub's cache; None if it has none, and no look further."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None

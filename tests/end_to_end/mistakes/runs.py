@@ -33,8 +33,19 @@ MISTAKES = [
     Mistake(
         "finetune of a run that is not there",
         "spp finetune --run base-wanda-0.7",
-        "finetune needs a pruned model, and run base-wanda-0.7 has none. "
-        "Run: spp prune --run base-wanda-0.7",
+        "finetune needs a pruned model, and run base-wanda-0.7 has none. To take over that of "
+        "another run, add --from-run with one of: base-wanda-0.6, base-wanda-0.5",
+    ),
+    Mistake(
+        "finetune of another model than that of the file",
+        "spp finetune small.yaml --run base-wanda-0.5 --set model=demo",
+        "run base-wanda-0.5 is of base, and --set model=demo names demo. "
+        "Name a run of that model with --run, or leave the model out",
+    ),
+    Mistake(
+        "a run to take over from without a new one",
+        "spp merge --from-run base-wanda-0.5",
+        "--from-run is for a new run. Name it with --run NAME",
     ),
     Mistake(
         "merge before finetune",
@@ -65,7 +76,7 @@ MISTAKES = [
         "spp finetune --run base-wanda-0.5 --learning-rate 1e-2",
         "run base-wanda-0.5 has a finetuned model with other settings: "
         "finetune.learning_rate: 0.004 → 0.01. "
-        "Add --force to replace it, or --run NAME to keep both",
+        "Add --force to replace it, or --run NAME --from-run base-wanda-0.5 to keep both",
     ),
     Mistake(
         "a workspace that is a file",
