@@ -222,6 +222,41 @@ def test_a_file_is_of_the_format_that_its_name_says(compare: Any, tmp_path: Path
     assert numbers == sorted(numbers, reverse=True)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "json", "md", "tex", "txt"])
+@pytest.mark.parametrize("columns", [[], ["--columns", "run,model_digest,perplexity@32.nats"]])
+def test_a_table_replaces_a_table_and_nothing_else(
+    compare: Any, tmp_path: Path, suffix: str, columns: list[str]
+) -> None:
+    path = tmp_path / f"table.{suffix}"
+    assert compare(*columns, "--output", str(path)).exit_code == 0
+    assert compare("wanda", "--output", str(path)).exit_code == 0
+    for text in ("notes.txt\n", "run,loss\n1,2\n", '{"run": 1}', "0.5,0.6\n", "run fast\n---\n"):
+        path.write_text(text)
+        done = compare("--output", str(path))
+        assert done.exit_code == 2
+        assert done.stderr == (
+            f"error: --output is {path}, which is there and is not a table of spp. "
+            "Choose another name, or move it away\n"
+        )
+        assert path.read_text() == text
+
+
+def test_nothing_is_written_into_a_stage_or_under_an_unknown_suffix(
+    compare: Any, side_by_side: Workspace, tmp_path: Path
+) -> None:
+    for place in ("new.csv", "deep/new.csv", "model.safetensors", "config.json"):
+        done = compare(
+            "--format", "csv", "--output", str(side_by_side.root / "wanda/prune" / place)
+        )
+        assert done.exit_code == 2
+        assert "in the prune of run wanda, where only spp prune writes" in done.stderr
+    path = tmp_path / "t.xlsx"
+    done = compare("--output", str(path))
+    assert f"--output is {path}; a table ends in one of .csv, .json, .md, .tex, .txt" in done.stderr
+    assert not path.exists()
+    assert compare("--format", "csv", "--output", str(path)).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -192,6 +192,7 @@ def test_plots_come_as_files_too(here):
     assert names == sorted(f"first-{plot}.{suffix}" for plot in plots for suffix in ("png", "svg"))
     for path in Path("pictures").glob("*.svg"):
         parsed(path)
+    assert report("first", "--no-samples", "--plots", "pictures")["plots"] == document["plots"]
 
 
 def test_the_histogram_is_of_the_layers_named(here):
@@ -241,10 +242,25 @@ def test_without_matplotlib_the_page_has_all_but_plots(here, monkeypatch):
         (["first", "--no-samples", "--prompt", "x"], "--prompt asks for samples, and --no-samples"),
         (["first", "--prompt", " "], "--prompt is empty"),
         (["first", "--output", "base"], "--output is base, a folder. Name a file in it: base/"),
+        (["first", "--output", "base/config.json"], "--output is base/config.json; a report ends"),
+        (["first", "--output", "own.html"], "--output is own.html, which is there and is not a"),
+        (
+            ["first", "--output", "workspace/first/merge/page.html"],
+            "--output is workspace/first/merge/page.html, in the merge of run first, where only",
+        ),
+        (["first", "--plots", "workspace/first/merge"], "--plots is workspace/first/merge, in the"),
+        (["first", "--plots", "text.txt"], "--plots is text.txt, which is not a folder"),
+        (
+            ["first", "--no-samples", "--plots", "mine"],
+            "a file of --plots is mine/first-sparsity.png, which is there and is not a plot of spp",
+        ),
         (["first", "--no-samples", "--layer", "x_proj"], "--layer has 'x_proj', which matches no"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(here, arguments, says):
+    Path("own.html").write_text("<html><title>mine</title></html>")
+    Path("mine").mkdir()
+    Path("mine/first-sparsity.png").write_bytes(b"mine")
     assert report(*arguments, code=2)["error"].startswith(says)
     assert not (here / "workspace/first/report.html").exists()
 

@@ -17,20 +17,25 @@ from spp_cli.commands.command import (
 from spp_cli.commands.parameters import SWEEP_NAME, WORKSPACE, argument, option
 from spp_cli.comparison import MADE_BY, mark, rows
 from spp_cli.fingerprint import write_text
+from spp_cli.outputs import check_output
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.columns import check, filtered, ordered, split, without_settings
-from spp_cli.reporting.comparison_table import FORMATS, comparison
+from spp_cli.reporting.comparison_table import FORMATS, comparison, is_comparison
 
 __all__ = ["COMPARE"]
 
-_SUFFIXES = {".csv": "csv", ".json": "json", ".md": "markdown", ".tex": "latex"}
+_SUFFIXES = {
+    ".csv": "csv", ".json": "json", ".md": "markdown", ".tex": "latex", ".txt": "text", "": "text",
+}  # fmt: skip
 
 
 def _compare(given: Given, _: Reporter) -> Answer:
     workspace = workspace_of(given)
-    output = given["output"]
-    form = given["format"] or _SUFFIXES.get(Path(output or "").suffix, "text")
+    output, suffixes = given["output"], () if given["format"] else _SUFFIXES
+    if output:
+        check_output(output, "--output", "a table", is_comparison, suffixes)
+    form = given["format"] or _SUFFIXES[Path(output or "").suffix.lower()]
     check_word("--format", form, FORMATS)
     stages = chosen_stages(given, MADE_BY)
     runs = named_runs(given, workspace) or workspace.runs()
@@ -50,7 +55,7 @@ def _compare(given: Given, _: Reporter) -> Answer:
     document = {"workspace": str(workspace.root), "rows": found, "without": without}
     text = comparison(found, columns, form)
     if output:
-        write_text(output, f"{text}\n")
+        write_text(Path(output).expanduser(), f"{text}\n")
         return Answer({**document, "output": output}, f"{len(found)} rows: {output}")
     if form == "text":
         text = text if found else "no row is left; --filter or --stage leaves all of them out"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spp_cli.commands.command import Command, Given
 from spp_cli.commands.parameters import argument, option
+from spp_cli.outputs import check_output_folder
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
@@ -23,7 +24,7 @@ def _verify(given: Given, _: Reporter) -> Answer:
 def _unpack(given: Given, _: Reporter) -> Answer:
     from spp_cli.sparsity.archive import unpack_folder
 
-    unpack_folder(Path(given["path"]), Path(given["target"]))
+    unpack_folder(Path(given["path"]), check_output_folder(given["target"], "the target"))
     return Answer({"folder": given["target"]}, f"unpacked: {given['target']}")
 
 

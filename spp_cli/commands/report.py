@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from spp_cli.commands.parameters import SWEEP_NAME, WORKSPACE, argument, option,
 from spp_cli.comparison import mark, rows
 from spp_cli.errors import ConfigError, MissingExtraError
 from spp_cli.fingerprint import disk_errors, write_text
+from spp_cli.outputs import check_output, check_output_folder
 from spp_cli.progress import Reporter
 from spp_cli.report import gather, look_inside
 from spp_cli.reporting import figures
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.comparison_table import comparison_cells
 from spp_cli.reporting.figures import Plot
-from spp_cli.reporting.page import page
+from spp_cli.reporting.page import is_page, page
 from spp_cli.reporting.plots import common_plots, run_plots
 from spp_cli.workspace import Run, Workspace
 
@@ -28,6 +29,7 @@ def _report(given: Given, reporter: Reporter) -> Answer:
     workspace = workspace_of(given)
     runs = named_runs(given, workspace) or [workspace.latest("prune")]
     output = _output(given["output"], workspace, [run.name for run in runs])
+    folder = check_output_folder(given["plots"], "--plots") if given["plots"] else None
     prompts = _prompts(given)
     missing = ""
     try:
@@ -45,11 +47,12 @@ def _report(given: Given, reporter: Reporter) -> Answer:
         found = _to_compare(runs)
         document["comparison"] = comparison_cells(found) if found else None
         plots[""] = common_plots(document["runs"], found)
+    drawn = _to_draw(plots.values(), folder) if folder else {}
     html = page(document, plots, None if missing else figures.as_svg, missing)
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, html)
-    files = _draw(plots.values(), given["plots"])
+    files = _draw(drawn)
     warnings = [text for gathered in document["runs"] for text in gathered["warnings"]]
     for text in filter(None, [missing, *warnings]):
         reporter.warn(text)
@@ -59,8 +62,8 @@ def _report(given: Given, reporter: Reporter) -> Answer:
         "plots": files,
         "warnings": [missing] * bool(missing) + warnings,
     }
-    drawn = f"; {len(files)} plots in {given['plots']}" if files else ""
-    return Answer(answer, f"report: {output}{drawn}")
+    where = f"; {len(files)} plots in {given['plots']}" if files else ""
+    return Answer(answer, f"report: {output}{where}")
 
 
 def _to_compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -75,12 +78,8 @@ def _to_compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _output(given: str | None, workspace: Workspace, names: Sequence[str]) -> Path:
     """Return where the page goes: beside the stages of one run, beside the runs of several."""
     folder = workspace.root / names[0] if len(names) == 1 else workspace.root
-    output = Path(given).expanduser() if given else folder / "report.html"
-    if output.is_dir():
-        raise ConfigError(
-            f"--output is {given}, a folder. Name a file in it: {output / 'report.html'}"
-        )
-    return output
+    output = given or folder / "report.html"
+    return check_output(output, "--output", "a report", is_page, (".html", ".htm"))
 
 
 def _prompts(given: Given) -> list[str] | None:
@@ -94,19 +93,30 @@ def _prompts(given: Given) -> list[str] | None:
     return list(prompts)
 
 
-def _draw(plots: Iterable[Sequence[Plot]], folder: str | None) -> list[str]:
-    """Draw each plot as SVG and as PNG into ``folder``; return their paths."""
-    if folder is None:
-        return []
-    target = Path(folder).expanduser()
-    paths = []
-    with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for plot in (plot for each in plots for plot in each):
-            for suffix in ("svg", "png"):
-                paths.append(target / f"{plot.name}.{suffix}")
-                figures.save(plot, paths[-1])
-    return [str(path) for path in paths]
+def _to_draw(plots: Iterable[Sequence[Plot]], folder: Path) -> dict[Path, Plot]:
+    """Return each plot by the files that it goes to, SVG and PNG.
+
+    Raises:
+        ConfigError: one of them is there, and is no plot of spp.
+    """
+    files = {
+        folder / f"{plot.name}.{suffix}": plot
+        for each in plots
+        for plot in each
+        for suffix in ("svg", "png")
+    }
+    for file in files:
+        check_output(file, "a file of --plots", "a plot", figures.is_saved)
+    return files
+
+
+def _draw(plots: Mapping[Path, Plot]) -> list[str]:
+    """Draw each plot into its file; return their paths."""
+    for file, plot in plots.items():
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figures.save(plot, file)
+    return list(map(str, plots))
 
 
 _RUNS = argument(

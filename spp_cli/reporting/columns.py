@@ -11,7 +11,7 @@ from spp_cli.config import nearest
 from spp_cli.errors import ConfigError
 
 __all__ = [
-    "RECIPE", "cells", "check", "error_of", "filtered", "headline",
+    "RECIPE", "are_columns", "cells", "check", "error_of", "filtered", "headline",
     "measured", "measured_by", "ordered", "split", "without_settings",
 ]  # fmt: skip
 
@@ -27,7 +27,9 @@ RECIPE = (
     "order",
     "adapter",
 )
+_IDENTITY = ("run", "stage", "model", "model_digest", *RECIPE[1:], "sparsity")
 _ERROR = "_stderr"
+_NOTES = ("runs", "incomparable")
 _COSTS = ("bytes_packed", "minutes", "stage_minutes", "peak_memory_bytes")
 _FILTER = re.compile(r"\s*([^<>=!~]*?)\s*(<=|>=|!=|==?|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _ORDERS: dict[str, Callable[[float, float], bool]] = {
@@ -46,6 +48,19 @@ def cells(row: Row) -> dict[str, Any]:
     "recovered.next-line" of each. Settings go by their keys.
     """
     return {name: value for part in _PARTS for name, value in part(row).items()}
+
+
+def are_columns(words: Sequence[str]) -> bool:
+    """Whether words could be the columns of a comparison, of these rows or of others.
+
+    Keys and scores have a dot between their words; among them is one that no other table has.
+    """
+    plain = (*_IDENTITY, *_COSTS, *_NOTES, "recovered", "zeroshot", error_of("zeroshot"), "seed")
+    ours = [word in plain or bool(re.fullmatch(r"perplexity@\d+", word)) for word in words]
+    dotted = r"[A-Za-z_][\w@,|-]*(\.[\w@,|-]+)+"
+    return any(ours) and all(
+        own or re.fullmatch(dotted, word) for own, word in zip(ours, words, strict=True)
+    )
 
 
 def known(rows: Sequence[Row]) -> list[str]:
@@ -109,8 +124,7 @@ def split(text: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _identity(row: Row) -> dict[str, Any]:
-    keys = ("run", "stage", "model", "model_digest", *RECIPE[1:], "sparsity")
-    return {key: row[key] for key in keys}
+    return {key: row[key] for key in _IDENTITY}
 
 
 def _perplexities(row: Row) -> dict[str, Any]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from spp_cli.reporting.columns import (
     RECIPE,
+    are_columns,
     cells,
     error_of,
     headline,
@@ -18,7 +21,10 @@ from spp_cli.reporting.columns import (
 )
 from spp_cli.reporting.tables import binary_size, table
 
-__all__ = ["FORMATS", "comparison", "comparison_cells", "in_markdown", "markdown", "shown"]
+__all__ = [
+    "FORMATS", "comparison", "comparison_cells", "in_markdown", "is_comparison", "markdown",
+    "shown",
+]  # fmt: skip
 
 Row = Mapping[str, Any]
 Notes = dict[str, str]  # by the note itself its mark
@@ -50,6 +56,31 @@ def comparison(rows: Sequence[Row], columns: Sequence[str] | None, form: str) ->
         return _csv(names, lines) if form == "csv" else json.dumps(lines, indent=2)
     write: Callable[..., str] = {"text": _text, "markdown": markdown, "latex": _latex}[form]
     return write(*comparison_cells(rows, columns))
+
+
+def is_comparison(beginning: bytes) -> bool:
+    """Whether a file that begins so is a comparison, by the names of its columns."""
+    lines = beginning.decode(errors="replace").splitlines()
+    return bool(lines) and any(are_columns(_columns_of(form, lines)) for form in FORMATS)
+
+
+def _columns_of(form: str, lines: Sequence[str]) -> list[str]:
+    """Return the names of the columns of a comparison of this form; [] if it is none."""
+    first, *rest = lines
+    if form == "json":
+        start = "\n".join(lines).partition("{")
+        with suppress(ValueError):
+            return list(json.JSONDecoder().raw_decode(f"{{{start[2]}")[0]) if first == "[" else []
+    if form == "csv":
+        names = next(csv.reader([first]), [])
+        return names if len(names) > 1 else []  # a lone word could be the first of any text
+    if form == "text" and rest and re.fullmatch(r"-+( +-+)*", rest[0]):
+        return first.split()
+    if form == "markdown" and rest and rest[0].startswith("| :-- "):
+        return first.strip("| ").replace("\\", "").split(" | ")
+    if form == "latex" and first.startswith(r"\begin{tabular}") and len(rest) > 1:
+        return rest[1].removesuffix(r" \\").replace("\\", "").split(" & ")
+    return []
 
 
 def comparison_cells(

@@ -40,6 +40,7 @@ _STYLE: dict[str, Any] = {
     "lines.markersize": 5,
     "svg.hashsalt": "spp",  # the same plot gives the same file
 }
+_SAVED = "a plot by spp"  # stands in every file
 _NO_TRACES = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -76,11 +77,16 @@ def save(plot: Plot, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    metadata = _NO_TRACES if path.suffix == ".svg" else None
+    metadata = {**_NO_TRACES, "Creator": _SAVED} if path.suffix == ".svg" else {"Software": _SAVED}
     file = io.BytesIO()
     _draw(plot, path.name, file, format=path.suffix[1:], metadata=metadata, dpi=160)
     remove_leftovers(path.parent)
     UnfinishedFile(path, lambda stream: stream.write(file.getbuffer())).finish()
+
+
+def is_saved(beginning: bytes) -> bool:
+    """Whether a file that begins so is a plot that ``save`` has drawn."""
+    return _SAVED.encode() in beginning
 
 
 def as_svg(plot: Plot) -> str:

@@ -14,9 +14,10 @@ from spp_cli.reporting.markup import Markup, element, join
 from spp_cli.reporting.story import story
 from spp_cli.reporting.tables import TITLES, evaluation_cells, stage_cells
 
-__all__ = ["page"]
+__all__ = ["is_page", "page"]
 
 Draw = Callable[[Plot], str]
+_TITLE = "spp report: "
 ERROR_FROM = {
     "gram": "exactly, from the Gram matrix of the layer's inputs",
     "norms": "from the norms of the layer's inputs, which are taken as uncorrelated",
@@ -58,13 +59,18 @@ def page(
             "head",
             element("meta", charset="utf-8"),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("title", f"spp report: {title}"),
+            element("title", f"{_TITLE}{title}"),
             element("style", style),
         ),
         element("body", element("main", *body)),
         lang="en",
     )
     return f"<!DOCTYPE html>\n{whole}\n"
+
+
+def is_page(beginning: bytes) -> bool:
+    """Whether a file that begins so is a page that ``page`` has made."""
+    return f"<title>{_TITLE}".encode() in beginning
 
 
 def _head(document: Mapping[str, Any], title: str) -> Markup:
