@@ -76,6 +76,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         rows=len(data.train),
         seed=config.seed,
         device=device,
+        # Not as finetune.precision says, which may leave it to the model.
+        in_float16=any(p.dtype == torch.float16 for p in sparse.model.parameters()),
         is_mixture=is_mixture,
     )
     check = MaskCheck(sparse.decoder.blocks, sparse.decoder.path, sparse.masks)

@@ -43,11 +43,13 @@ def training_arguments(
     rows: int,
     seed: int,
     device: torch.device,
+    in_float16: bool = False,
     is_mixture: bool = False,
 ) -> TrainingArguments:
     """Return the Trainer's arguments for ``config`` on ``rows`` training rows.
 
-    ``is_mixture``: parts of the model may have nothing to do in a step.
+    ``in_float16``: that is the type of the products, whose gradients vanish if the loss is not
+    scaled. ``is_mixture``: parts of the model may have nothing to do in a step.
     """
     batches = math.ceil(math.ceil(rows / config.batch_size) / processes.count())
     steps = config.max_steps or math.ceil(
@@ -69,7 +71,7 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
-        fp16=config.precision == "float16" and device.type == "cuda",
+        fp16=in_float16,
         eval_strategy="steps",
         eval_steps=evaluate_every,
         save_strategy="steps",

@@ -106,6 +106,10 @@ class AdapterTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; a sharded model has the decoder blocks for units."""
         super().create_accelerator_and_postprocess()
+        if self.args.fp16 and self.accelerator.scaler is None:
+            # accelerate leaves it out on CPUs, where small gradients vanish as well.
+            self.accelerator.scaler = torch.amp.GradScaler(self.args.device.type)
+            self.accelerator.native_amp = True
         self.is_fsdp_enabled = sharding.shard_by_blocks(self.accelerator, self._blocks)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

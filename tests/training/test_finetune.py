@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -580,6 +581,58 @@ def test_bfloat16_trains_on_a_cpu_and_keeps_the_adapter_in_float32(sources, tmp_
     metrics = train(sources, tmp_path / "a", precision="bfloat16").metrics
     assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
     assert all(tensor.dtype == torch.float32 for tensor in adapter(tmp_path / "a").values())
+
+
+@pytest.mark.parametrize("storage", ["dense", "packed"])
+def test_in_float16_the_loss_is_scaled_so_that_no_gradient_vanishes(
+    storage, sources, tmp_path, monkeypatch
+):
+    original = AdapterTrainer.get_batch_samples
+
+    def of_a_large_step(*arguments):
+        batches, count = original(*arguments)
+        return batches, count * 1024
+
+    monkeypatch.setattr(AdapterTrainer, "get_batch_samples", of_a_large_step)
+    once = {"max_steps": 1, "evaluate_every": 1, "batch_size": 24, "base_storage": storage}
+    for precision in ("float32", "float16"):
+        train(sources, tmp_path / precision, precision=precision, **once)
+    exact, half = (
+        next(line["grad_norm"] for line in log_of(tmp_path / precision) if "loss" in line)
+        for precision in ("float32", "float16")
+    )
+    assert half == pytest.approx(exact, rel=2e-3)
+
+
+def test_whether_the_loss_is_scaled_is_a_matter_of_the_model_and_not_of_the_word(tmp_path):
+    assert training_arguments(
+        config_of(precision="auto").finetune,
+        tmp_path,
+        rows=8,
+        seed=0,
+        device=torch.device("cuda"),
+        in_float16=True,
+    ).fp16
+
+
+def test_training_in_float16_resumes_bit_for_bit_with_the_scale_that_it_had(
+    sources, tmp_path, monkeypatch
+):
+    # So high a scale that the first gradients overflow, and it has to come down.
+    high = partial(torch.amp.GradScaler, init_scale=2.0**27)
+    monkeypatch.setattr(torch.amp, "GradScaler", high)
+    how = {"precision": "float16", "max_steps": 10, "evaluate_every": 5, "checkpoint_every": 5}
+    whole = train(sources, tmp_path / "whole", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", dying_at(7))
+        with pytest.raises(Killed):
+            train(sources, tmp_path / "cut", **how)
+    scaler = torch.load(tmp_path / "cut/.resume/checkpoint-5/scaler.pt", weights_only=True)
+    assert scaler["scale"] < 2.0**27
+    cut = train(sources, tmp_path / "cut", **how)
+    assert same(adapter(tmp_path / "whole"), adapter(tmp_path / "cut"))
+    assert cut.metrics == whole.metrics
+    assert reproducible(tmp_path / "cut") == reproducible(tmp_path / "whole")
 
 
 def test_a_step_on_packed_rows_is_a_step_on_the_rows(sources, tmp_path):
