@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,13 @@ def make_model(
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
     model.save_pretrained(folder)
     return folder
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    """Set keys of a config.json; None leaves one out."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def store_fused(folder: Path) -> set[str]:

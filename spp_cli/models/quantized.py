@@ -64,8 +64,9 @@ def refuse_quantized(
 
 def _method(config: Mapping[str, Any]) -> str | None:
     """Return the method that config.json names, of the model or of the part that writes text."""
-    for part in (config, config.get("text_config"), config.get("llm_config")):
-        for key in _KEYS if isinstance(part, Mapping) else ():
+    parts = (config, config.get("text_config"), config.get("llm_config"))
+    for part in (part for part in parts if isinstance(part, Mapping)):
+        for key in _KEYS:
             found = part.get(key)
             if isinstance(found, Mapping) and found:
                 bits = f"{found['bits']} bits" if "bits" in found else "some way"

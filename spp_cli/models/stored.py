@@ -145,6 +145,10 @@ class StoredTensors:
         """
         return self._model_names.get(stored, stored)
 
+    def unused(self) -> list[str]:
+        """Return the names of the stored tensors that are no part of the model."""
+        return [name for name in self.checkpoint.locations if name not in self._model_names]
+
 
 @dataclass(frozen=True)
 class _Source:

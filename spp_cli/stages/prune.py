@@ -25,6 +25,7 @@ from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.origin import origin
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
+from spp_cli.models.unused import check_unused
 from spp_cli.progress import Reporter
 from spp_cli.pruning.engine import Recipe, check_fits, prune_blocks
 from spp_cli.pruning.needs import held_in_one_pass, hidden_states
@@ -71,6 +72,8 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     kinds = fewest(each.statistic for each in settings.asking)
     check_kept(settings.order, settings.method, kinds)
     stored = stored_tensors(model, source)
+    if strays := check_unused(stored, model.model):
+        reporter.warn(strays)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight", cast_to) for linear in linears}
     rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
     processes.decide(lambda: rewriter.is_written(0) or rewriter.check_source(reporter))

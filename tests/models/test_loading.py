@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import add_tokenizer
+from conftest import add_tokenizer, change_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -45,11 +44,6 @@ def classifier(folder: Path) -> None:
         **SMALL, hidden_size=16, intermediate_size=16, num_attention_heads=2
     )
     transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import change_config, make_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,11 +46,7 @@ def test_by_its_tensors(kind: str, tensors: dict[str, Tensor], tmp_path: Path) -
 
 
 def in_config(**keys: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **keys}))
-
-    return change
+    return lambda folder: change_config(folder, **keys)
 
 
 def in_file(name: str, record: object) -> Callable[[Path], None]:

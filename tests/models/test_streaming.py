@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import change_config, make_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -32,12 +32,6 @@ def streamed_logits(folder: Path, ids: Tensor, dtype: torch.dtype | None = None)
     source.place_shell(cpu)
     source.place_head(cpu)
     return source.model(ids).logits
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 def tie(folder: Path, tensors: Tensors) -> None:
