@@ -567,6 +567,10 @@ class SppConfig(Section):
     run: RunName | None = Field(
         None, description="Name of the run; default: model, method and pattern"
     )
+    trust_files: bool = Field(
+        False,
+        description="Do not compare what earlier stages have left with the digests on record",
+    )
     seed: Seed = Field(0, description="Seed of everything drawn at random but the calibration")
     prune: PruneConfig = Field(default_factory=PruneConfig, description="spp prune")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="spp finetune")

@@ -26,6 +26,7 @@ from spp_cli.errors import WorkspaceError
 from spp_cli.stage_facts import deciding, reads_seed
 
 FORMAT = 2  # raised when the same settings and inputs come to mean another result
+_ARITHMETIC = ("torch", "transformers")
 PACKAGES = ("torch", "transformers", "datasets", "lm_eval")
 _CHANGING = [0, math.inf, math.inf, 0]  # in place of the state of a file that changes
 _READERS = 4  # files that are read at once
@@ -76,6 +77,7 @@ class Manifest(BaseModel):
     """What a finished stage puts on record: how it was made, from what, and what came of it.
 
     ``files`` are the sizes in bytes of the output by path; ``started`` and ``finished`` ISO times.
+    ``digests`` are the SHA-256 of those that later stages read, of which ``output_digest`` is made.
     ``borrowed_from`` is the run that made it all, if this one has only linked it.
     """
 
@@ -98,6 +100,7 @@ class Manifest(BaseModel):
     started: str
     finished: str
     borrowed_from: str | None = None
+    digests: dict[str, str] = {}
 
     def made_from(self) -> Fingerprint:
         """Return the fingerprint that this result was made from."""
@@ -177,6 +180,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def arithmetic() -> dict[str, str]:
+    """Return the versions of the packages that compute: another one may round in another way."""
+    return {name: version for name, version in versions().items() if name in _ARITHMETIC}
+
+
 def file_digest(path: str | Path, cache: Path | None = None) -> str:
     """Return the SHA-256 of a file, in hex; otherwise as ``file_digests``."""
     file = Path(path)
@@ -252,7 +260,12 @@ def remember_as(cache: Path | None, old: Path, new: Path) -> None:
 
 def folder_digest(folder: str | Path, names: Iterable[str], cache: Path | None = None) -> str:
     """Return the SHA-256 over the ``names``, relative to ``folder``, and their files' digests."""
-    return sha256(canonical_json(file_digests(folder, names, cache)))
+    return digest_of(file_digests(folder, names, cache))
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 over names of files and their digests."""
+    return sha256(canonical_json(digests))
 
 
 def listing_digest(folder: Path) -> str:

@@ -105,7 +105,13 @@ _MODEL = (
     Flag("Model", "model.trust_remote_code"),
 )
 _DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
-_LOADING = (Flag("Model", "model.device"), Flag("Model", "model.trust_remote_code"))
+
+_TRUST = Flag("Run", "trust_files")
+_LOADING = (
+    Flag("Model", "model.device"),
+    Flag("Model", "model.trust_remote_code"),
+    _TRUST,
+)
 _RUN = (Flag("Run", "workspace"), Flag("Run", "run"), Flag("Run", "seed"))
 _CALIBRATION = (
     Flag("Calibration", "prune.calibration.source", "--calibration"),
@@ -190,10 +196,10 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("Calibration", "prune.calibration.seed"),
         Flag("Run", "workspace"),
     ),
-    "prune": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
-    "finetune": (*_FINETUNE, *_DEVICE, *_RUN),
-    "merge": (*_MERGE, *_DEVICE, *_RUN),
-    "eval": (*_EVAL, *_DEVICE, *_RUN),
+    "prune": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN, _TRUST),
+    "finetune": (*_FINETUNE, *_DEVICE, *_RUN, _TRUST),
+    "merge": (*_MERGE, *_DEVICE, *_RUN, _TRUST),
+    "eval": (*_EVAL, *_DEVICE, *_RUN, _TRUST),
     "data check": (
         Flag("Evaluation", "eval.tasks"),
         Flag("Evaluation", "eval.num_fewshot"),
@@ -205,5 +211,5 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "generate": _LOADING,
     "bench": _LOADING,
     "sweep": (Flag("Run", "workspace"),),
-    "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN),
+    "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN, _TRUST),
 }

@@ -111,6 +111,8 @@ def run_models(
                     f"{run.name}/{stage} needs {RESULTS[needed]}, and run {run.name} has none. "
                     f"Run: spp {needed} --run {run.name}"
                 )
+            if not config.trust_files:
+                run.check_files(needed)
     if "dense" in chosen:
         try:
             sources = Sources(_dense(config), False, folders)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -203,6 +203,7 @@ def find_lr(config: SppConfig, reporter: Reporter, *, run: str | None) -> dict[s
 
     model, demo = dense_model(config, "finetune")
     folders = {"prune": handle.require("prune", for_stage="finetune")}
+    _check_files("finetune", config, handle, folders)
     sources = Sources(model, demo, folders, **_stores(workspace))
     with handle.lock("finetune"):
         return search.search(config, sources, handle.folder, reporter)
@@ -256,6 +257,8 @@ def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Wor
     digests = {"dense": _model_digest(model, workspace)} if stage in ("prune", "eval") else {}
     if stage == "eval":
         folders = {name: path for name in MODULES if (path := run.stage(name))}
+        if run.intact_manifest(stage) is None:  # an evaluation adds to what it has found before
+            folders.pop(stage, None)
     for name in folders:
         manifest = run.manifest(name)
         assert manifest is not None
@@ -301,15 +304,22 @@ def _run_stage(
                 f"{run.name} was begun, which is discarded"
             )
         lender = workspace.lender(stage, fingerprint, run) if stage in _LENT and not force else None
+        if lender and not _is_unchanged(lender, stage, config, reporter):
+            lender = None
         if lender and (manifest := run.borrow(stage, lender, fingerprint)):
             reporter.say(f"{stage}: the same as in run {lender.name}, linked from there")
             return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
-        tell((partial, folders))
+        if stage == "eval" and run.stage(stage) and stage not in folders:
+            reporter.warn(f"{run.folder / stage} is damaged, and what it has found is left out")
         cache = workspace.root / ".cache" / "evaluations"
-        sources = Sources(work.model, work.demo, folders, work.digests, cache, **_stores(workspace))
+        sources = Sources(
+            work.model, work.demo, folders, work.digests, cache, again=force, **_stores(workspace)
+        )
         started, clock = datetime.now(timezone.utc), time.monotonic()
         try:
             with full_disk_errors(partial):
+                _check_files(stage, config, run, folders)
+                tell((partial, folders))
                 module = importlib.import_module(MODULES[stage])
                 result = module.run(config, sources, partial, reporter)
         except SppError as error:
@@ -330,6 +340,28 @@ def _run_stage(
             started=started.isoformat(timespec="seconds"),
         )
     return StageOutcome(stage, run.name, run.folder / stage, False, manifest)
+
+
+def _check_files(stage: str, config: SppConfig, run: Run, folders: Iterable[str]) -> None:
+    """Refuse earlier stages that ``stage`` is to read and that are not as they were left."""
+    read = set(_NEEDS[stage])
+    if stage == "eval":
+        read = set(config.eval.stages)
+        read |= {"prune"} if "finetune" in read else set()
+    for name in sorted(read & set(folders)):
+        if not config.trust_files:
+            run.check_files(name)
+
+
+def _is_unchanged(lender: Run, stage: str, config: SppConfig, reporter: Reporter) -> bool:
+    """Whether the result of ``lender`` is as it was left; if not, the reporter is told why."""
+    try:
+        if not config.trust_files:
+            lender.check_files(stage)
+    except WorkspaceError as error:
+        reporter.warn(str(error))
+        return False
+    return True
 
 
 def dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:

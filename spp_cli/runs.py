@@ -28,8 +28,9 @@ from spp_cli.fingerprint import (
     Manifest,
     changed_inputs,
     differences,
+    digest_of,
     disk_errors,
-    folder_digest,
+    file_digests,
     remember_as,
     versions,
     write_json,
@@ -114,17 +115,42 @@ class Run:
         try:
             manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_bytes()))
             problem = damage(folder, manifest.files)
+            if stage == "eval" and not problem:  # so small that it is read each time
+                problem = self._change(manifest)
             if manifest.stage != stage:
                 problem = f"{folder / MANIFEST} is that of a {manifest.stage}"
         except (OSError, ValueError) as error:
             how = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
             problem = f"{folder / MANIFEST} is {how}"
         if problem:
-            raise WorkspaceError(
-                f"{problem}, so the {stage} of run {self.name} cannot be trusted. "
-                f"Make it anew: spp {stage} --run {self.name} --force"
-            )
+            raise self._distrust(stage, problem)
         return manifest
+
+    def check_files(self, stage: str) -> None:
+        """Read the output of a finished stage, as far as later stages do, unless it is known.
+
+        Raises:
+            WorkspaceError: a file is not as the stage has left it.
+        """
+        manifest = self.manifest(stage)
+        if manifest and (problem := self._change(manifest)):
+            raise self._distrust(stage, problem)
+
+    def _change(self, manifest: Manifest) -> str | None:
+        """Return what is wrong with the first file that is not as it was; None if all are."""
+        folder = self.folder / manifest.stage
+        found = file_digests(folder, filter(is_result, manifest.files), self._digest_cache)
+        if digest_of(found) == manifest.output_digest:
+            return None
+        changed = [name for name in found if manifest.digests.get(name, "") != found[name]]
+        named = folder / changed[0] if manifest.digests and changed else folder
+        return f"{named} has changed since: its digest is not the one on record"
+
+    def _distrust(self, stage: str, problem: str) -> WorkspaceError:
+        return WorkspaceError(
+            f"{problem}, so the {stage} of run {self.name} cannot be trusted. "
+            f"Make it again: spp {stage} --run {self.name} --force"
+        )
 
     def intact_manifest(self, stage: str) -> Manifest | None:
         """Return the record of a finished stage; None if there is none, or it is damaged."""
@@ -358,6 +384,7 @@ class Run:
         with disk_errors(partial):
             files = keep_only(partial, output)
             sync_output(partial, files)
+            digests = file_digests(partial, filter(is_result, files), self._digest_cache)
             manifest = Manifest(
                 stage=stage,
                 format=fingerprint.format,
@@ -368,8 +395,9 @@ class Run:
                 versions=versions(),
                 platform=platform.platform(),
                 mask_digest=mask_digest,
-                output_digest=folder_digest(partial, filter(is_result, files), self._digest_cache),
+                output_digest=digest_of(digests),
                 files=files,
+                digests=digests,
                 metrics=metrics,
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes,

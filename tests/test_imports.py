@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "spp_cli"
 GROUND = {
     "atomic_files",
+    "records",
     "errors",
     "config",
     "settings",

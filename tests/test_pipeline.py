@@ -520,3 +520,66 @@ def test_status_tells_how_far_a_killed_stage_had_come_and_it_ends_as_if_never_ki
     assert undisturbed is not None
     assert outcome.manifest.metrics == undisturbed.metrics
     assert outcome.manifest.output_digest == undisturbed.output_digest
+
+
+def flip(file: Path) -> None:
+    """Change the last byte of a file: its size stays."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def take_that_of_another_run(file: Path) -> None:
+    run("prune", "finetune", name="other", changes={"seed": 1})
+    other = Path("workspace/other", *file.parts[-2:])
+    assert other.stat().st_size == file.stat().st_size
+    shutil.copyfile(other, file)
+
+
+@pytest.mark.parametrize("damage", [flip, take_that_of_another_run])
+@pytest.mark.parametrize("by", ["merge", "eval"])
+def test_an_adapter_that_is_not_the_one_on_record_is_refused_unless_trusted(damage, by):
+    damage(adapter := Path("workspace/r/finetune/adapter.safetensors"))
+    with pytest.raises(WorkspaceError) as refusal:
+        run(by, force=True)
+    assert str(refusal.value) == (
+        f"{adapter} has changed since: its digest is not the one on record, so the finetune of "
+        "run r cannot be trusted. Make it again: spp finetune --run r --force"
+    )
+    assert states() == dict.fromkeys(STAGES, "done")
+    run(by, force=True, changes={"trust_files": True})
+
+
+@pytest.mark.parametrize("by", ["finetune", "merge", "eval"])
+def test_weights_that_are_not_those_on_record_are_refused(by):
+    flip(Path("workspace/r/prune/model.safetensors"))
+    with pytest.raises(WorkspaceError, match=r"model\.safetensors has changed since.*spp prune"):
+        run(by, force=True)
+
+
+def test_a_result_that_has_changed_is_not_lent():
+    flip(Path("workspace/r/prune/model.safetensors"))
+    reporter = Silent()
+    (outcome,) = run("prune", name="other", reporter=reporter)
+    assert outcome.manifest.borrowed_from is None
+    assert "model.safetensors has changed since" in reporter.warnings[0]
+
+
+def test_a_forced_evaluation_measures_again():
+    reporter = Bars()
+    run("eval", force=True, reporter=reporter)
+    assert [name.partition("@")[0] for name in reporter.opened] == ["perplexity"] * 4
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", ""])
+def test_a_damaged_evaluation_is_refused_and_then_measured_again_as_advised(content):
+    results = Path("workspace/r/eval/results.json")
+    before = results.read_text()
+    results.write_text(content.ljust(len(before)) if content else content)
+    assert states()["eval"] == "damaged"
+    with pytest.raises(WorkspaceError, match=r"Make it again: spp eval --run r --force$"):
+        run("eval")
+    reporter = Silent()
+    run("eval", force=True, reporter=reporter)
+    assert reporter.warnings == ["workspace/r/eval is damaged, and what it has found is left out"]
+    assert states()["eval"] == "done"
+    assert json.loads(results.read_text()) == json.loads(before)

@@ -244,7 +244,7 @@ def test_a_damaged_result_is_never_used_and_replaced_only_with_force(run: Run, d
     assert run.state("prune") == "damaged"
     with pytest.raises(WorkspaceError, match=f"{damage}, so the prune of run demo cannot be trust"):
         run.require("prune", for_stage="finetune")
-    with pytest.raises(WorkspaceError, match=r"Make it anew: spp prune --run demo --force$"):
+    with pytest.raises(WorkspaceError, match=r"Make it again: spp prune --run demo --force$"):
         finish(run, "prune", made_from())
     assert finish(run, "prune", made_from(), force=True)
     assert run.state("prune") == "done"

@@ -2,13 +2,12 @@
 
 Results are kept by all that decides them: the model's digest, the kind of device, and the digest of
 the text; or of a task the definition, its version and number of examples included, the questions,
-the limit, the chat template and the harness.
+the limit, the chat template and the harness; and the versions of what computes.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -30,11 +29,12 @@ from spp_cli.evaluation.harness import (
     zeroshot_mean,
 )
 from spp_cli.evaluation.perplexity import PARTS, perplexity
-from spp_cli.fingerprint import canonical_json, sha256, write_json
+from spp_cli.fingerprint import arithmetic, canonical_json, sha256
 from spp_cli.models.checkpoint import is_demo_family
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import LoadModel, load_config, load_tokenizer, resolve_device
 from spp_cli.progress import Reporter
+from spp_cli.records import read_record, write_record
 
 __all__ = ["FIGURES", "Measure", "Subject", "evaluation_text"]
 
@@ -57,13 +57,16 @@ class Measure:
     """Measures models in all that ``config.eval`` asks for.
 
     The data of the tasks are read when it is made, once for all models; a model is loaded only if
-    the cache lacks one of its results.
+    the cache lacks one of its results, or they are to be measured ``again``.
 
     Raises:
         SppError: as ``load_tasks``.
     """
 
-    def __init__(self, config: SppConfig, cache: Path | None, reporter: Reporter) -> None:
+    def __init__(
+        self, config: SppConfig, cache: Path | None, reporter: Reporter, *, again: bool = False
+    ) -> None:
+        self._again = again
         self._settings = config.eval
         self._trusted = config.model.trust_remote_code
         self._device = resolve_device(config.model.device).type
@@ -145,17 +148,15 @@ class Measure:
         """Return what was measured before on the same model under the same key, or measure it."""
         if self._cache is None or not subject.digest:
             return measure()
-        whole = {**key, "model": subject.digest, "device": self._device}
+        whole = {**key, "model": subject.digest, "device": self._device, "by": arithmetic()}
         path = self._cache / f"{sha256(canonical_json(whole))[:32]}.json"
-        try:
-            kept: dict[str, Any] = json.loads(path.read_bytes())
-            return kept
-        except (OSError, ValueError):
-            pass
-        value = measure()
-        self._cache.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-        return value
+        kept: dict[str, Any] | None = None
+        if not self._again:
+            kept = read_record(path, self._reporter.warn)
+        if kept is None:
+            kept = measure()
+            write_record(path, kept)
+        return kept
 
 
 def evaluation_text(

@@ -35,7 +35,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         )
     earlier = _read(sources.stages.get("eval"))
     models = {}
-    measure = Measure(config, sources.cache, reporter)
+    measure = Measure(config, sources.cache, reporter, again=sources.again)
     for stage in ("dense", "prune", "finetune", "merge"):
         digest = sources.digests.get(stage)
         before = earlier.get(stage, {})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,10 +12,11 @@ from spp_cli.allocation.allocation import Allocation
 from spp_cli.allocation.dense import DenseModel
 from spp_cli.atomic_files import remove_leftovers
 from spp_cli.data.tokens import TokenSet
-from spp_cli.fingerprint import FORMAT, canonical_json, disk_errors, sha256, write_json
+from spp_cli.fingerprint import FORMAT, arithmetic, canonical_json, disk_errors, sha256
 from spp_cli.locking import exclusive_lock
 from spp_cli.models.decoder import Linear
 from spp_cli.pruning.saved import KEPT, SavedStatistics
+from spp_cli.records import read_record, write_record
 from spp_cli.stages.stage import Sources
 
 __all__ = ["folder_of", "measured", "statistics"]
@@ -33,14 +32,14 @@ def folder_of(
     """Return where what is known of the dense model by these tokens is kept; None: nowhere.
 
     ``dtype`` is the type of the weights in memory; None: as stored. Another batch size, device,
-    type or number of processes adds up the same numbers in another order, and a result must not
-    depend on who came first.
+    type, number of processes or version of torch adds up the same numbers in another order, and a
+    result must not depend on who came first.
     """
     if sources.statistics is None:
         return None
     named = None
     if processes.is_main():
-        how = [batch_size, device.type, str(dtype), processes.count()]
+        how = [batch_size, device.type, str(dtype), processes.count(), arithmetic()]
         named = sha256(canonical_json([FORMAT, sources.digests["dense"], tokens.digest, *how]))[:32]
     return sources.statistics / processes.give_out(named)
 
@@ -90,25 +89,10 @@ def measured(
     settings = allocation.model_dump(mode="json", exclude=set(allocation.unmeasured))
     asked = [FORMAT, settings, [linear.name for linear in linears]]
     kept = folder / f"{allocation.name}-{sha256(canonical_json(asked))[:16]}.json"
-    found: Mapping[str, float] | None = processes.give_out(_read(kept))
+    mine = read_record(kept, dense.reporter.warn) if processes.is_main() else None
+    found: Mapping[str, float] | None = processes.give_out(mine)
     if found is None:
         found = allocation.measure(linears, dense)
         if processes.is_main():
-            with disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(kept, {"measured": found, "sha256": _digest(found)})
+            write_record(kept, dict(found))
     return found
-
-
-def _read(kept: Path) -> Mapping[str, float] | None:
-    # Not there yet, or damaged: measured anew.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        document = json.loads(kept.read_bytes())
-        found: Mapping[str, float] = document["measured"]
-        if _digest(found) == document["sha256"]:
-            return found
-    return None
-
-
-def _digest(measured: Mapping[str, float]) -> str:
-    return sha256(canonical_json(measured))

@@ -22,6 +22,7 @@ class Sources:
     stages: dict[str, Path] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # of "dense" and of each stage
     cache: Path | None = None  # where results of evaluations are remembered
+    again: bool = False  # whether what is remembered is to be measured again
     store: TokenStore = field(default_factory=TokenStore)  # where calibration tokens are kept
     statistics: Path | None = None  # where what is known of dense models is kept
     rows: RowStore = field(default_factory=RowStore)  # where tokens of training rows are kept

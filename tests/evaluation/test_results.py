@@ -10,6 +10,7 @@ from conftest import add_tokenizer, make_model
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
+from spp_cli.evaluation import results
 from spp_cli.evaluation.results import Measure, Subject
 
 TASK = """
@@ -122,3 +123,25 @@ def test_a_missing_chat_template_is_told_before_a_model_is_loaded(measured, reco
     with pytest.raises(ConfigError, match="has no chat template"):
         measured(chat_template=True)
     assert recorder.bars == []
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"value": {}, "sha256": 1}', "[" * 10**5])
+def test_a_damaged_result_is_measured_again_with_a_word(measured, recorder, tmp_path, content):
+    first, _ = measured()
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text(content)
+    assert measured() == (first, ["sums"])
+    assert recorder.warnings
+    assert all("is damaged, and measured again" in warning for warning in recorder.warnings)
+    assert measured() == (first, [])
+
+
+def test_what_other_versions_have_computed_is_measured_again(measured, monkeypatch):
+    assert measured()[1] == ["sums"]
+    now = results.arithmetic()
+    assert set(now) == {"torch", "transformers"}
+    for package in now:
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "arithmetic", lambda package=package: {**now, package: "0"})
+            assert measured()[1] == ["sums"]
+    assert measured()[1] == []

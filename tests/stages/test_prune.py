@@ -27,7 +27,7 @@ from spp_cli.pruning.statistics import InputNorm
 from spp_cli.publishing import RESUME
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks
 from spp_cli.sparsity.verify import verify_folder
-from spp_cli.stages import prune
+from spp_cli.stages import known, prune
 from spp_cli.stages.block_records import BlockRecords
 from spp_cli.stages.calibration import calibration
 from spp_cli.stages.stage import Result, Sources
@@ -387,6 +387,15 @@ def test_damaged_statistics_are_gathered_anew(damage, dense, tmp_path):
     assert not leftover.exists()
     assert file.read_bytes() == before
     assert content(tmp_path / "again") == content(tmp_path / "whole")
+
+
+def test_statistics_of_another_version_are_not_taken(dense, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    run(dense, tmp_path / "a", kept=kept, order="dense", method="sparsegpt")
+    now = known.arithmetic()
+    monkeypatch.setattr(known, "arithmetic", lambda: {**now, "torch": "0"})
+    run(dense, tmp_path / "b", kept=kept, order="dense", method="sparsegpt")
+    assert len(list(kept.iterdir())) == 2
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])

@@ -21,7 +21,7 @@ from end_to_end.mistakes.row import (
 
 OTHER = "workspace/base-wanda-0.6"
 DOWN = "model.layers.1.mlp.down_proj"
-ANEW = "cannot be trusted. Make it anew: spp"
+ANEW = "cannot be trusted. Make it again: spp"
 
 MISTAKES = [
     Mistake(
@@ -127,7 +127,7 @@ MISTAKES = [
         "push of a model whose zeros were filled",
         "spp push base-wanda-0.5 owner/name",
         f"{RUN}/merge: {DOWN}: 1 pruned weights are not zero. Nothing was sent. "
-        "Make it anew: spp merge --run base-wanda-0.5 --force",
+        "Make it again: spp merge --run base-wanda-0.5 --force",
         (tensor_changed(f"{RUN}/merge/model.safetensors", f"{DOWN}.weight", filled),),
         code=1,
     ),

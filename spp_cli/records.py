@@ -1,0 +1,41 @@
+"""What was measured once and is kept, with a digest of its own: damaged, it is measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spp_cli.fingerprint import canonical_json, disk_errors, sha256, write_json
+
+__all__ = ["read_record", "write_record"]
+
+
+def write_record(path: Path, value: Any) -> None:
+    """Keep ``value``, of JSON, at ``path``; its folder is made if need be.
+
+    Raises:
+        WorkspaceError: the disk is full, or cannot be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(value))
+    write_json(path, {"value": plain, "sha256": sha256(canonical_json(plain))})
+
+
+def read_record(path: Path, warn: Callable[[str], None]) -> Any:
+    """Return what ``write_record`` has kept at ``path``; None if nothing is there.
+
+    What is there and is not as it was written counts as nothing, which ``warn`` is given in a line.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if sha256(canonical_json(record["value"])) == record["sha256"]:
+            return record["value"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    warn(f"{path} is damaged, and measured again")
+    return None
