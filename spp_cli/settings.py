@@ -219,6 +219,12 @@ def validate(layer: Layer) -> SppConfig:
         raise ConfigError("\n".join(dict.fromkeys(_line(layer, d) for d in telling))) from None
 
 
+_STAGES_BELONG = (
+    "The stages to run are chosen with spp run --stages; "
+    "those of a sweep at the top of its file, or in one of its points"
+)
+
+
 def _line(layer: Layer, detail: Any) -> str:
     """Say one mistake: where, which key, what was found, what is allowed."""
     keys = _real_keys(detail["loc"], layer.values)
@@ -228,6 +234,8 @@ def _line(layer: Layer, detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         here = fields.names(keys[:-1], layer.values)
         hint = nearest(str(keys[-1]), here) or f". Allowed here: {', '.join(here)}"
+        if keys[-1] == "stages":
+            hint = f". {_STAGES_BELONG}"
         return f"{where}unknown key '{dotted}'{hint}"
     value, field = detail["input"], fields.find(keys, layer.values)
     if detail["type"] == "plugin" and isinstance(value, Mapping):

@@ -46,7 +46,10 @@ def test_the_sweep_of_the_embedded_model_has_its_thirty_points() -> None:
     sweep = read_sweep(str(ROOT / "configs" / "sweep-demo.yaml"), Layer())
     assert len({point.pruned_as() for point in sweep.points}) == 15
     assert sorted({point.config.prune.sparsity for point in sweep.points}) == [0.5, 0.6, 0.75]
-    assert [point.name for point in sweep.points[:2]] == ["magnitude-0.5-none", "magnitude-0.5-spp"]
+    assert [point.name for point in sweep.points[:2]] == [
+        "sweep-demo-magnitude-0.5-none",
+        "sweep-demo-magnitude-0.5-spp",
+    ]
     assert len(sweep.points) == 30
 
 

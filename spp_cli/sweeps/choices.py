@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from spp_cli.config import SppConfig, as_word, nearest, parse_n_of_m
 from spp_cli.errors import ConfigError
@@ -14,9 +14,27 @@ from spp_cli.invocation import stage_list
 from spp_cli.settings import Layer, assigned, stack
 from spp_cli.workspace import STAGES
 
-__all__ = ["Choice", "axis", "point_choice", "settings_at", "together"]
+__all__ = ["Choice", "Problems", "axis", "point_choice", "settings_at", "together"]
 
+Found = TypeVar("Found")
 _OUR_OWN = ("workspace", "run")  # what the sweep sets by itself
+
+
+class Problems(list[str]):
+    """The mistakes found so far, one line each, so that all are reported at once."""
+
+    def attempt(self, work: Callable[..., Found], *given: Any) -> Found | None:
+        """Return what ``work`` does; None if it raises ConfigError, whose lines are added."""
+        try:
+            return work(*given)
+        except ConfigError as error:
+            self += str(error).splitlines()
+            return None
+
+    def report(self) -> None:
+        """Raise ConfigError with each mistake once, if there are any."""
+        if self:
+            raise ConfigError("\n".join(dict.fromkeys(self)))
 
 
 @dataclass(frozen=True)
@@ -45,15 +63,21 @@ def axis(file: Layer, key: str, at: Keys) -> list[Choice]:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{file.origin(at)}: {key} must be a list of values, such as [0.5, 0.75]")
     is_known = "." in key or key in (*SppConfig.model_fields, "stages")
-    if is_known:
-        return [_choice(file, {key: (*at, place)}) for place in range(len(values))]
+    problems = Problems()
+    found: list[Choice | None] = []
     for place, value in enumerate(values):
-        if not isinstance(value, Mapping):
+        here = (*at, place)
+        if is_known:
+            found.append(problems.attempt(_choice, file, {key: here}))
+        elif isinstance(value, Mapping):
+            found.append(problems.attempt(point_choice, file, here))
+        else:
             hint = nearest(key, SppConfig.model_fields) or (
                 ". A word of your own takes mappings, such as {prune.sparsity: 0.5}"
             )
-            raise ConfigError(f"{file.origin((*at, place))}: unknown key '{key}'{hint}")
-    return [point_choice(file, (*at, place)) for place in range(len(values))]
+            problems.append(f"{file.origin(here)}: unknown key '{key}'{hint}")
+    problems.report()
+    return [choice for choice in found if choice]
 
 
 def point_choice(file: Layer, at: Keys) -> Choice:
@@ -121,7 +145,7 @@ def _choice(file: Layer, places: Mapping[str, Keys]) -> Choice:
             hint = {"run": "name", "workspace": "--workspace"}[key]
             raise ConfigError(f"{origin}: {key} cannot differ between points. Set {hint} instead")
         if key == "stages":
-            stages = stage_list(value, origin)
+            stages = _stages(value, origin, in_grid=at[0] == "grid" and at[1] == key)
         elif key == "finetune" and value in (None, "none"):
             stages = ("prune", "eval")
         else:
@@ -131,6 +155,18 @@ def _choice(file: Layer, places: Mapping[str, Keys]) -> Choice:
         labels += _labels(key, value)
     origin = file.origin(next(iter(places.values()))) if places else ""
     return Choice("-".join(labels), stack(*layers), values, stages, origin)
+
+
+def _stages(value: Any, origin: str, *, in_grid: bool) -> tuple[str, ...]:
+    try:
+        return stage_list(value, origin)
+    except ConfigError as error:
+        if isinstance(value, list) or not in_grid:
+            raise
+        raise ConfigError(
+            f"{error}. In grid each value is a list, such as [prune, eval]; "
+            "the stages of all points belong at the top of the file"
+        ) from None
 
 
 def _setting(file: Layer, dotted: str, at: Keys) -> Layer:

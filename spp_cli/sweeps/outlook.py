@@ -6,6 +6,7 @@ from typing import Any
 
 from spp_cli.errors import ConfigError, SppError
 from spp_cli.plan import changed_settings, plan, stage_actions
+from spp_cli.sweeps.record import other_file
 from spp_cli.sweeps.sweep import Point, Sweep
 from spp_cli.workspace import Workspace
 
@@ -21,6 +22,11 @@ def outlook(sweep: Sweep) -> list[dict[str, Any]]:
         ConfigError: points that would be refused, one line each.
     """
     problems: dict[str, None] = {}
+    if other := other_file(Workspace(sweep.workspace), sweep.name, sweep.file):
+        problems[
+            f"{sweep.file}: the workspace {sweep.workspace} has a sweep of this name, of {other}. "
+            "Rename the file, or choose another --workspace"
+        ] = None
     first: dict[str, str] = {}
     found = []
     for point in sweep.points:

@@ -12,9 +12,11 @@ from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import write_json
 from spp_cli.workspace import Run, Workspace
 
-__all__ = ["Record", "State", "sweep_runs"]
+__all__ = ["Record", "State", "has_plain_names", "other_file", "sweep_runs"]
 
 _POINTS = "points.json"
+_FORMAT = 2
+_PLAIN = 1  # of an earlier version: the names of points do not begin with that of the sweep
 State = Literal["waiting", "running", "done", "failed"]
 
 
@@ -34,6 +36,7 @@ class Record:
     def __init__(self, folder: Path, file: str, values: dict[str, dict[str, Any]]) -> None:
         self.folder = folder
         self._file = file
+        self._format = _PLAIN if _format(folder) == _PLAIN else _FORMAT
         earlier = self._read()
         self.outcomes = {
             name: Outcome(seconds=earlier.get(name, 0.0), values=own)
@@ -46,7 +49,8 @@ class Record:
         outcome.state, outcome.error = state, error
         outcome.seconds += seconds
         points = {key: asdict(value) for key, value in self.outcomes.items()}
-        write_json(self.folder / _POINTS, {"format": 1, "file": self._file, "points": points})
+        document = {"format": self._format, "file": self._file, "points": points}
+        write_json(self.folder / _POINTS, document)
 
     def failed(self) -> dict[str, str]:
         """Return why points failed, by name."""
@@ -59,6 +63,27 @@ class Record:
             points = json.loads((self.folder / _POINTS).read_bytes())["points"]
             return {name: float(point["seconds"]) for name, point in points.items()}
         return {}
+
+
+def has_plain_names(workspace: Workspace, name: str) -> bool:
+    """Whether a sweep was begun when the names of its runs did not begin with its own."""
+    return _format(workspace.sweeps / name) == _PLAIN
+
+
+def other_file(workspace: Workspace, name: str, file: str) -> str:
+    """Return the file of another sweep that has this name; "" if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        recorded = Path(json.loads((workspace.sweeps / name / _POINTS).read_bytes())["file"])
+        if recorded.exists() and not recorded.samefile(file):
+            return str(recorded)
+    return ""
+
+
+def _format(folder: Path) -> int | None:
+    """Return the format of a sweep's record; None if there is none, or it cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((folder / _POINTS).read_bytes())["format"])
+    return None
 
 
 def sweep_runs(workspace: Workspace, name: str) -> list[Run]:

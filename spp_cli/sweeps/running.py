@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from spp_cli.locking import exclusive_lock
 from spp_cli.pipeline import up_to_date
@@ -33,7 +34,8 @@ def run_points(sweep: Sweep, show: Show, *, jobs: int, devices: Sequence[str]) -
     workspace = Workspace(sweep.workspace)
     folder = workspace.sweeps / sweep.name
     with exclusive_lock(folder / ".lock", "sweep", of="sweep"):
-        record = Record(folder, sweep.file, {point.name: point.values for point in sweep.points})
+        file = str(Path(sweep.file).resolve())  # so that another of the name is known for one
+        record = Record(folder, file, {point.name: point.values for point in sweep.points})
         _Running(sweep, workspace, record, show, jobs, devices).to_the_end()
     return record
 

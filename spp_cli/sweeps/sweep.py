@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from spp_cli.config import SppConfig, nearest
+from spp_cli.config import SppConfig, as_word, nearest
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import canonical_json
 from spp_cli.invocation import resolve, stage_list
@@ -17,12 +17,14 @@ from spp_cli.pipeline import settings_fingerprint
 from spp_cli.settings import Layer, assigned, read_yaml, stack
 from spp_cli.sweeps.choices import (
     Choice,
+    Problems,
     axis,
     point_choice,
     settings_at,
     together,
 )
-from spp_cli.workspace import STAGES
+from spp_cli.sweeps.record import has_plain_names
+from spp_cli.workspace import STAGES, Workspace
 
 __all__ = ["Point", "Sweep", "read_sweep"]
 
@@ -81,28 +83,33 @@ def read_sweep(file: str, flags: Layer) -> Sweep:
         ConfigError: one line for each mistake, of any point, with its line in the file.
     """
     layer = read_yaml(file)
-    choices = _choices(layer, file)
-    stages = stage_list(layer.values.get("stages", list(STAGES)), layer.origin(("stages",)))
-    base = _base(layer, Path(file))
+    _check_keys(layer, file)
+    problems = Problems()
+    stages = problems.attempt(
+        stage_list, layer.values.get("stages", list(STAGES)), layer.origin(("stages",))
+    )
+    base = problems.attempt(_base, layer, Path(file))
+    choices = _choices(layer, problems)
     points: list[Point] = []
-    problems: list[str] = []
-    for choice in choices:
-        try:
-            _check_flags(choice, flags)
-            points.append(_point(choice, stages, base, flags))
-        except ConfigError as error:
-            problems += str(error).splitlines()
-    problems += _doubles(points)
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return Sweep(Path(file).stem, file, tuple(points))
+    if base is not None and problems:  # names would lack a part: settings alone are looked at
+        for choice in choices:
+            problems.attempt(resolve, "run", None, stack(base, choice.layer, flags))
+    elif base is not None and stages is not None:
+        read = [problems.attempt(_point, choice, stages, base, flags) for choice in choices]
+        points = [point for point in read if point]
+        problems += _doubles(points)
+    problems.report()
+    name = Path(file).stem
+    return Sweep(name, file, tuple(_renamed(points, name)))
 
 
-def _choices(layer: Layer, file: str) -> list[Choice]:
+def _check_keys(layer: Layer, file: str) -> None:
+    problems = Problems()
     for key in layer.values:
         if key not in _KEYS:
             hint = nearest(key, _KEYS) or f". Allowed here: {', '.join(_KEYS)}"
-            raise ConfigError(f"{layer.origin((key,))}: unknown key '{key}'{hint}")
+            problems.append(f"{layer.origin((key,))}: unknown key '{key}'{hint}")
+    problems.report()
     grid, listed = layer.values.get("grid"), layer.values.get("points")
     if not grid and not listed:
         raise ConfigError(f"{file}: has no points. Add grid, such as {{prune.sparsity: [0.5]}}")
@@ -110,9 +117,30 @@ def _choices(layer: Layer, file: str) -> list[Choice]:
         raise ConfigError(f"{layer.origin(('grid',))}: grid must be a mapping of keys to lists")
     if not isinstance(listed or [], list):
         raise ConfigError(f"{layer.origin(('points',))}: points must be a list of mappings")
-    axes = [axis(layer, key, ("grid", key)) for key in grid or {}]
-    crossed = [together(choices) for choices in product(*axes)] if axes else []
-    return crossed + [point_choice(layer, ("points", place)) for place in range(len(listed or []))]
+
+
+def _choices(layer: Layer, problems: Problems) -> list[Choice]:
+    """Return what can be read of the grid, crossed, and of the list of points."""
+    grid, listed = layer.values.get("grid") or {}, layer.values.get("points") or []
+    axes = [problems.attempt(axis, layer, key, ("grid", key)) for key in grid]
+    read = [choices for choices in axes if choices]
+    crossed = [problems.attempt(together, each) for each in product(*read)] if read else []
+    places = range(len(listed))
+    alone = [problems.attempt(point_choice, layer, ("points", place)) for place in places]
+    return [choice for choice in (*crossed, *alone) if choice]
+
+
+def _renamed(points: Sequence[Point], sweep: str) -> Iterator[Point]:
+    """Yield the points under the names of their runs, which begin with that of the sweep.
+
+    So two sweeps have no run in common. One that an earlier version of spp has begun keeps the
+    names that it had.
+    """
+    before = bool(points) and has_plain_names(Workspace(points[0].config.workspace), sweep)
+    start = "" if before else f"{as_word(sweep) or 'sweep'}-"
+    for point in points:
+        name = f"{start}{point.name}"
+        yield replace(point, name=name, config=point.config.model_copy(update={"run": name}))
 
 
 def _base(layer: Layer, file: Path) -> Layer:
@@ -138,6 +166,7 @@ def _check_flags(choice: Choice, flags: Layer) -> None:
 
 
 def _point(choice: Choice, stages: Sequence[str], base: Layer, flags: Layer) -> Point:
+    _check_flags(choice, flags)
     name = choice.label
     if not _NAME.fullmatch(name):
         raise ConfigError(

@@ -41,7 +41,8 @@ grid:
 points:
   - {name: broken, prune.calibration.source: later.txt, stages: [prune, eval]}
 """
-GOOD = ["magnitude-none", "magnitude-spp", "wanda-none", "wanda-spp"]
+GOOD = [f"many-{name}" for name in ("magnitude-none", "magnitude-spp", "wanda-none", "wanda-spp")]
+BROKEN = "many-broken"
 COMMAND = [sys.executable, "-m", "spp_cli", "sweep", "many.yaml"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 RECORD = Path("workspace/.sweeps/many/points.json")
@@ -103,12 +104,12 @@ def stops_soon() -> bool:
 
 def test_killed_interrupted_and_with_a_point_that_fails_it_ends_in_what_single_runs_make():
     planned = json.loads(sweep("--dry-run", "--json").stdout)["points"]
-    assert [row["point"] for row in planned] == [*GOOD, "broken"]
-    assert planned[1]["stages"]["prune"] == "as magnitude-none"
+    assert [row["point"] for row in planned] == [*GOOD, BROKEN]
+    assert planned[1]["stages"]["prune"] == "as many-magnitude-none"
     assert not Path("workspace").exists()
 
     process = start()
-    wait_for(Path("workspace/magnitude-spp/finetune.partial").exists, process)
+    wait_for(Path("workspace/many-magnitude-spp/finetune.partial").exists, process)
     process.kill()
     process.communicate()
     assert stops_soon()
@@ -126,29 +127,34 @@ def test_killed_interrupted_and_with_a_point_that_fails_it_ends_in_what_single_r
     ended = sweep("--jobs", "2", "--json")
     assert ended.returncode == 1, ended.stderr
     states = {row["point"]: row["state"] for row in json.loads(ended.stdout)["points"]}
-    assert states == {**dict.fromkeys(GOOD, "done"), "broken": "failed"}
+    assert states == {**dict.fromkeys(GOOD, "done"), BROKEN: "failed"}
     assert "error: 1 of 5 points failed" in ended.stderr
-    assert "later.txt" in outcomes()["broken"]["error"]
+    assert "later.txt" in outcomes()[BROKEN]["error"]
 
     Path("later.txt").write_text(Path("text.txt").read_text())
     ended = sweep()
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.splitlines()[0] == "5 points: 1 running, 4 done"
     assert "spp report --sweep many" in ended.stdout
-    assert all(name in ended.stdout for name in (*GOOD, "broken"))
+    assert all(name in ended.stdout for name in (*GOOD, BROKEN))
 
     workspace = Workspace("workspace")
     for method in ("magnitude", "wanda"):
-        manifests = [workspace.run(f"{method}-{how}").manifest("prune") for how in ("none", "spp")]
+        manifests = [
+            workspace.run(f"many-{method}-{how}").manifest("prune") for how in ("none", "spp")
+        ]
         lent = [manifest.borrowed_from for manifest in manifests if manifest]
-        assert sorted(map(str, lent)) in (["None", f"{method}-none"], ["None", f"{method}-spp"])
+        assert sorted(map(str, lent)) in (
+            ["None", f"many-{method}-{how}"] for how in ("none", "spp")
+        )
         weights = [
-            Path(f"workspace/{method}-{how}/prune/model.safetensors") for how in ("none", "spp")
+            Path(f"workspace/many-{method}-{how}/prune/model.safetensors")
+            for how in ("none", "spp")
         ]
         assert weights[0].samefile(weights[1])
 
     calm = assigned([("workspace", "calm", "")])
-    point = read_sweep("many.yaml", calm).points[GOOD.index("wanda-spp")]
+    point = read_sweep("many.yaml", calm).points[GOOD.index("many-wanda-spp")]
     for outcome in run_stages(point.stages, point.config, Silent(), run=point.name):
         shaken = workspace.run(point.name).manifest(outcome.stage)
         assert shaken is not None
@@ -166,7 +172,7 @@ def test_what_a_run_was_made_with_before_is_refused_before_any_point_runs():
     ended = sweep()
     assert ended.returncode == 2
     assert ended.stderr == (
-        "error: many.yaml:3: run magnitude-0.6 has its prune with other settings: "
+        "error: many.yaml:3: run many-magnitude-0.6 has its prune with other settings: "
         "prune.calibration.seed: 0 → 1. "
         "Remove the run, or choose another --workspace\n"
     )
@@ -178,7 +184,7 @@ def test_a_layer_that_does_not_suit_a_pattern_is_told_before_any_point_runs():
     ended = sweep("--dry-run")
     assert ended.returncode == 2
     assert ended.stderr.startswith(
-        "error: many.yaml:2: 3of5: prune.pattern is '3:5'; model.layers."
+        "error: many.yaml:2: many-3of5: prune.pattern is '3:5'; model.layers."
     )
     assert ended.stderr.count("\n") == 1
     assert not Path("workspace").exists()
@@ -186,7 +192,7 @@ def test_a_layer_that_does_not_suit_a_pattern_is_told_before_any_point_runs():
 
 def test_a_sweep_that_is_running_is_not_started_again():
     process = start()
-    wait_for(Path("workspace/.sweeps/many/magnitude-none.yaml").exists, process)
+    wait_for(Path("workspace/.sweeps/many/many-magnitude-none.yaml").exists, process)
     second = sweep()
     process.send_signal(signal.SIGINT)
     process.communicate()

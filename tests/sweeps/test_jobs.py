@@ -20,7 +20,7 @@ NAMES = st.lists(st.sampled_from(["0", "1", "5", "GPU-8932f937"]), max_size=4, u
 
 def point(folder: Path, **settings: str) -> Point:
     """Return a point whose run is at work for seconds at least."""
-    file = folder / "one.yaml"
+    file = folder / "many.yaml"
     file.write_text(
         "points: [{name: one, prune.method: sparsegpt, prune.calibration.samples: 512}]"
     )
@@ -63,8 +63,8 @@ def test_a_gpu_by_its_number_is_refused_where_each_process_sees_one(tmp_path):
     with pytest.raises(ConfigError) as refusal:
         check_devices([numbered], ["4", "7"])
     assert str(refusal.value) == (
-        "one: model.device is cuda:1, and a sweep gives each process a GPU of its own, of 4, 7. "
-        "Set cuda or auto; CUDA_VISIBLE_DEVICES chooses GPUs"
+        "many-one: model.device is cuda:1, and a sweep gives each process a GPU of its own, "
+        "of 4, 7. Set cuda or auto; CUDA_VISIBLE_DEVICES chooses GPUs"
     )
 
 
@@ -91,24 +91,27 @@ def test_a_process_that_has_hardly_started_ends_when_it_is_asked_to(job):
 
 @pytest.mark.slow
 def test_a_process_ends_when_the_pipe_to_the_sweep_does(job, tmp_path):
-    while not list(tmp_path.glob("runs/one/prune.partial/fingerprint.json")):
+    while not list(tmp_path.glob("runs/many-one/prune.partial/fingerprint.json")):
+        assert job.process.poll() is None
         assert not job.has_ended(), job.problem()
         time.sleep(0.02)
     assert job.process.stdin is not None
     job.process.stdin.close()  # as the kernel does when the sweep is killed
     assert job.process.wait(timeout=30) == 130
-    assert "interrupted. Finished stages are kept" in (tmp_path / "one.log").read_text()
+    assert "interrupted. Finished stages are kept" in (tmp_path / "many-one.log").read_text()
 
 
 def test_why_a_process_failed_is_one_line(job, tmp_path):
     job.process.kill()
     job.process.wait()
     assert job.problem() == (
-        f"killed by SIGKILL, perhaps for want of memory. See {tmp_path / 'one.log'}"
+        f"killed by SIGKILL, perhaps for want of memory. See {tmp_path / 'many-one.log'}"
     )
     job.process.returncode = 2
-    assert job.problem() == f"ended with exit code 2. See {tmp_path / 'one.log'}"
-    (tmp_path / "one.answer").write_text('{"error": "one: wrong\\ntwo: wrong", "exit_code": 2}')
+    assert job.problem() == f"ended with exit code 2. See {tmp_path / 'many-one.log'}"
+    (tmp_path / "many-one.answer").write_text(
+        '{"error": "one: wrong\\ntwo: wrong", "exit_code": 2}'
+    )
     assert job.problem() == "one: wrong; two: wrong"
     job.process.returncode = 0
     assert job.problem() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from spp_cli import yaml12
 from spp_cli.errors import ConfigError
 from spp_cli.settings import Layer, assigned
+from spp_cli.sweeps.outlook import outlook
+from spp_cli.sweeps.record import Record, other_file
 from spp_cli.sweeps.sweep import Sweep, read_sweep
 from spp_cli.workspace import STAGES, Workspace
 
@@ -107,14 +110,15 @@ def test_values_reach_the_configuration_over_the_base_and_what_is_common():
         "points:\n"
         "  - {name: best, prune.method: sparsegpt, prune.sparsity: 0.5, stages: [prune, eval]}\n"
     )
-    assert [point.name for point in sweep.points] == [
+    assert all(point.name == point.config.run for point in sweep.points)
+    assert [point.name.removeprefix("many-") for point in sweep.points] == [
         *("wanda-0.75-none", "wanda-0.75-spp", "wanda-2of4-down_proj-none"),
         *("wanda-2of4-down_proj-spp", "sparsegpt-damping-0.05-0.75-none"),
         *("sparsegpt-damping-0.05-0.75-spp", "sparsegpt-damping-0.05-2of4-down_proj-none"),
         *("sparsegpt-damping-0.05-2of4-down_proj-spp", "best"),
     ]
     assert [len(point.stages) for point in sweep.points] == [2, 4] * 4 + [2]
-    points = {point.name: point.config for point in sweep.points}
+    points = {point.name.removeprefix("many-"): point.config for point in sweep.points}
     prune = points["sparsegpt-damping-0.05-2of4-down_proj-spp"].prune
     assert (prune.method.damping, prune.pattern, prune.sparsity) == (0.05, "2:4", 0.5)
     assert prune.exclude == ("*.down_proj",)
@@ -222,6 +226,73 @@ def test_a_mistake_is_one_line_that_says_where(text):
     with pytest.raises(ConfigError) as refusal:
         read(text)
     assert str(refusal.value) == MISTAKES[text]
+
+
+def test_mistakes_of_the_grid_of_points_and_of_settings_are_told_at_once():
+    with pytest.raises(ConfigError) as refusal:
+        read(
+            "stages: [prune, evl]\n"
+            "config: {seed: -1}\n"
+            "grid:\n"
+            "  sede: [0, 1]\n"
+            "  prune.exclude: x\n"
+            "  stages: [[prune, evil], [eval]]\n"
+            "  prune.sparsity: [0.5, 2]\n"
+            "points:\n"
+            "  - 3\n"
+        )
+    assert [line.partition(": ")[0] for line in str(refusal.value).splitlines()] == [
+        f"many.yaml:{line}" for line in (1, 4, 5, 6, 6, 9, 2, 7)
+    ]
+
+
+def test_stages_in_the_wrong_place_are_told_where_they_belong():
+    at_the_top = "those of a sweep at the top of its file, or in one of its points"
+    for text in ("config: {stages: [prune]}\ngrid: {seed: [1]}", "grid: {prune.stages: [[prune]]}"):
+        with pytest.raises(ConfigError, match=at_the_top):
+            read(text)
+    with pytest.raises(ConfigError, match="the stages of all points belong at the top of the file"):
+        read("grid: {stages: [prune, eval]}")
+
+
+def test_two_sweeps_of_one_workspace_have_no_run_in_common(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "Two sweeps"):
+        Path(f"{name}.yaml").write_text("grid: {prune.sparsity: [0.5, 0.6]}")
+    one, two = (read_sweep(f"{name}.yaml", Layer()) for name in ("one", "Two sweeps"))
+    assert [point.name for point in one.points] == ["one-0.5", "one-0.6"]
+    assert [point.name for point in two.points] == ["two-sweeps-0.5", "two-sweeps-0.6"]
+
+    workspace = Workspace("workspace")
+    folder = workspace.sweeps / "one"
+    folder.mkdir(parents=True)
+    values = {point.name: point.values for point in one.points}
+    Record(folder, str(Path("one.yaml").resolve()), values).set("one-0.5", "done")
+    assert read_sweep("one.yaml", Layer()) == one
+    Path("other").mkdir()
+    Path("one.yaml").rename("other/one.yaml")
+    assert other_file(workspace, "one", "other/one.yaml") == ""  # it has moved
+    Path("one.yaml").write_text("grid: {prune.sparsity: [0.7]}")
+    with pytest.raises(ConfigError, match=r"has a sweep of this name, of .*/one\.yaml\. Rename"):
+        outlook(read_sweep("other/one.yaml", Layer()))
+
+
+def test_a_sweep_that_an_earlier_version_began_keeps_the_names_of_its_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("many.yaml").write_text("grid: {prune.sparsity: [0.5, 0.6]}")
+    record = Path("workspace/.sweeps/many/points.json")
+    record.parent.mkdir(parents=True)
+    points = {"0.5": {"state": "done", "error": "", "seconds": 3.0, "values": {}}}
+    record.write_text(json.dumps({"format": 1, "file": "many.yaml", "points": points}))
+    for _ in range(2):
+        sweep = read_sweep("many.yaml", Layer())
+        assert [(point.name, point.config.run) for point in sweep.points] == [
+            ("0.5", "0.5"),
+            ("0.6", "0.6"),
+        ]
+        kept = Record(record.parent, "many.yaml", {point.name: {} for point in sweep.points})
+        kept.set("0.6", "done")
+        assert kept.outcomes["0.5"].seconds == 3.0
 
 
 def test_mistakes_of_all_points_are_told_at_once_each_once():
