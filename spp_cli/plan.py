@@ -19,6 +19,7 @@ from spp_cli.models.activations import Offload, choose_offload
 from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
+from spp_cli.models.prunable import Prunable
 from spp_cli.pipeline import settings_fingerprint
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import (
@@ -42,9 +43,11 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
 
     ``model``: path, kind, blocks, parameters, bytes. ``prune``: how, and for each of its
     ``layers`` name, shape, sparsity (None if it will be measured) and ``problem``, why it cannot be
-    pruned so. ``needs``: bytes at the peak of pruning on the device, in memory and on disk, those
-    read and written, and what Python and its ``libraries`` take of the memory besides. ``stages``:
-    what is there of the run, and what would be done. ``problem``: what prune would refuse.
+    pruned so; ``dense``, what of the blocks stays dense, see ``Prunable.described``, and
+    ``block_sparsity``, what the share of zeros in all their weights will be. ``needs``: bytes at
+    the peak of pruning on the device, in memory and on disk, those read and written, and what
+    Python and its ``libraries`` take of the memory besides. ``stages``: what is there of the run,
+    and what would be done. ``problem``: what prune would refuse.
 
     Raises:
         SppError: the model's config or a setting is wrong.
@@ -59,7 +62,8 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     checkpoint = Checkpoint(folder, weights_needed=False)
     model = empty_model(checkpoint, trust_remote_code=config.model.trust_remote_code)
     decoder = Decoder(model)
-    linears = select(decoder.all_linears(), settings.include, settings.exclude)
+    prunable = Prunable(decoder)
+    linears = select(prunable.linears, settings.include, settings.exclude)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
     patterns = {linear.name: pattern for linear in linears}
     settings.allocation.check(linears, pattern.sparsity)
@@ -68,6 +72,7 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     ratios: Mapping[str, float] = {}  # none yet, if they will be measured
     if not settings.allocation.reads_text:
         ratios = settings.allocation.allocate(linears, pattern.sparsity, None).ratios
+    pruned = sum(linear.weight.numel() for linear in linears)
     device, is_here = _device(config.model.device)
     stored = _stored_dtype(config, checkpoint, model)
     compute = compute_dtype(device) or stored
@@ -146,6 +151,8 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
             "left_dense": [
                 linear.name for linear in decoder.all_linears() if linear.name not in patterns
             ],
+            **(blocks := prunable.described(patterns)),
+            "block_sparsity": pattern.sparsity * pruned / blocks["block_weights"],
         },
         "needs": {**vars(needs), "libraries": peak_memory()},
         "run": run or config.run_name(),

@@ -19,10 +19,11 @@ def run_status(run: Run) -> dict[str, Any]:
     """Return the states of a run's stages, its sparsity, and the perplexity of its last model.
 
     ``stages`` maps each stage to its ``state`` and, where it has them, ``progress`` (done, total,
-    unit), ``finished``, ``seconds`` and ``peak_memory_bytes``. ``sparsity`` is a share, 0 to 1.
+    unit), ``finished``, ``seconds`` and ``peak_memory_bytes``. ``sparsity`` is a share, 0 to 1, of
+    the pruned linears; ``block_sparsity`` that of all weights in the decoder blocks.
     ``perplexity`` has its ``name``, such as "perplexity@2048", and the numbers of those ``stages``
     that were evaluated on the same text as the latest, in order. ``recovered`` is the share of the
-    loss, in nats, that came back with the latest. All three may be None.
+    loss, in nats, that came back with the latest. All of these may be None.
     """
     manifests = {stage: run.intact_manifest(stage) for stage in STAGES}
     evaluation = (evaluation_of(run) if manifests["eval"] else None) or {}
@@ -32,7 +33,8 @@ def run_status(run: Run) -> dict[str, Any]:
         "run": run.name,
         "folder": str(run.folder),
         "stages": {stage: _stage(run, stage, manifests[stage]) for stage in STAGES},
-        "sparsity": _sparsity(manifests),
+        "sparsity": _latest("sparsity", manifests),
+        "block_sparsity": _latest("block_sparsity", manifests),
         "perplexity": perplexity,
         "recovered": perplexity and shares.get(perplexity["name"]),
     }
@@ -49,11 +51,11 @@ def _stage(run: Run, stage: str, manifest: Manifest | None) -> dict[str, Any]:
     return status
 
 
-def _sparsity(manifests: dict[str, Manifest | None]) -> float | None:
+def _latest(metric: str, manifests: dict[str, Manifest | None]) -> float | None:
     for stage in ("merge", "prune"):
         manifest = manifests[stage]
-        if manifest and "sparsity" in manifest.metrics:
-            return float(manifest.metrics["sparsity"])
+        if manifest and metric in manifest.metrics:
+            return float(manifest.metrics[metric])
     return None
 
 

@@ -112,6 +112,7 @@ def test_the_card_says_what_the_records_do() -> None:
         "Wanda",
         "2:4, 2 weights kept of every 4",
         repr(merged.metrics["sparsity"]),
+        f"{merged.metrics['block_sparsity']!r} of all their weights",
         pruned.metrics["calibration"]["digest"][:16],
         "2 steps of 2 rows, learning rate",
         merged.mask_digest,

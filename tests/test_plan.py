@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -12,12 +13,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import add_tokenizer, make_model
+from tiny_families import save
 
 from spp_cli.config import SppConfig
 from spp_cli.errors import ConfigError
+from spp_cli.models.checkpoint import Checkpoint
+from spp_cli.models.decoder import Decoder
+from spp_cli.models.loading import load_model
 from spp_cli.pipeline import run_stages
 from spp_cli.plan import plan
 from spp_cli.progress import Silent
+from spp_cli.reporting.story import made
+from spp_cli.reporting.tables import plan_table
+from spp_cli.sparsity.verify import RECORD
+from spp_cli.status import run_status
+from spp_cli.workspace import Workspace
 
 SMALL = {"samples": 4, "sequence_length": 32, "batch_size": 2}
 
@@ -27,6 +37,35 @@ def model(tmp_path: Path) -> Path:
     folder = make_model("llama", tmp_path / "model", torch.bfloat16, vocab_size=4096)
     add_tokenizer(folder)
     return folder
+
+
+def test_what_stays_dense_is_on_record_everywhere(tmp_path):
+    save("jetmoe", tmp_path / "model")
+    asked = config(tmp_path / "model", tmp_path, method="magnitude")
+    planned, reporter = plan(asked, None), Silent()
+    (outcome,) = run_stages(["prune"], asked, reporter, run="r")
+    metrics = outcome.manifest.metrics
+    run = Workspace(asked.workspace).run("r")
+    record = json.loads((run.stage("prune") / RECORD).read_bytes())
+    decoder = Decoder(load_model(Checkpoint(run.stage("prune"))))
+    every = {id(p): p for block in decoder.blocks for p in block.parameters()}.values()
+    zeros = sum(int((parameter == 0).sum()) for parameter in every)
+    size = sum(parameter.numel() for parameter in every)
+    for document in (planned["prune"], metrics, record):
+        name, most = next(iter(document["dense"].items()))
+        assert name == "model.layers.*.mlp.input_linear.weight"
+        assert (most["matrices"], most["why"]) == (4, "is in no linear layer")
+        assert document["block_weights"] == size
+        assert document["block_sparsity"] == pytest.approx(zeros / size, abs=0.001)
+    assert run_status(run)["block_sparsity"] == metrics["block_sparsity"]
+    (warning,) = reporter.warnings
+    assert "95% of the weights in the decoder blocks stay dense: model.layers.*" in warning
+    shown = [" ".join(line.split()) for line in plan_table(planned).splitlines()]
+    assert f"all weights of the blocks {metrics['block_sparsity']:.4f}" in shown
+    assert "model.layers.*.mlp.input_linear 4 dense: is in no linear layer" in shown
+    told = {"settings": outcome.manifest.settings, "metrics": metrics}
+    sentences = " ".join(made({"prune": told}, "m"))
+    assert "input_linear.weight (is in no linear layer) and" in sentences
 
 
 def config(model: Path, tmp_path: Path, **prune: Any) -> SppConfig:

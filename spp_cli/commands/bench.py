@@ -21,7 +21,7 @@ def _bench(given: Given, reporter: Reporter) -> Answer:
     model = _model(given, reporter)
     from spp_cli.benchmarking.bench import bench
     from spp_cli.benchmarking.worker import Subject
-    from spp_cli.data.tokens import context_of
+    from spp_cli.models.context import context_of
     from spp_cli.models.loading import load_config, resolve_device
 
     trusted = model.config.model.trust_remote_code

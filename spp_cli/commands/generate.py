@@ -85,8 +85,9 @@ def _written(model: NamedModel, prompt: str, chat: bool, decoding: Decoding) -> 
     import gc
 
     from spp_cli.data.conversations import chat_prompt
-    from spp_cli.data.tokens import context_of, encode
+    from spp_cli.data.tokens import encode
     from spp_cli.generation import continuation
+    from spp_cli.models.context import context_of
     from spp_cli.models.loading import load_config, load_tokenizer
 
     trusted = model.config.model.trust_remote_code

@@ -17,13 +17,13 @@ from torch import Tensor
 from spp_cli.config import PerplexityConfig
 from spp_cli.data.text import find, load_texts
 from spp_cli.errors import ConfigError, DataError, ModelError
+from spp_cli.models.context import context_of
 from spp_cli.progress import Reporter
 
 __all__ = [
     "TokenSet",
     "check_vocabulary",
     "close",
-    "context_of",
     "encode",
     "encode_all",
     "encode_document",
@@ -123,11 +123,6 @@ def resolve_length(
             f"Set at most {context}, or auto"
         )
     return configured
-
-
-def context_of(model_config: Any) -> int | None:
-    """Return how many tokens the model can see; None if its configuration sets no limit."""
-    return getattr(_text_config(model_config), "max_position_embeddings", None)
 
 
 def check_vocabulary(largest: int, model_config: Any) -> None:

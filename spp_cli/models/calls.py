@@ -63,6 +63,16 @@ class BlockCalls:
         self._keep(output, index, batch)
         return _first(output)
 
+    def run_first(self, block: nn.Module, index: int) -> Tensor:
+        """Return what a block makes of the first batch's input to the first block.
+
+        It is handed what the first block returned. That is not what it would be given, but enough
+        to see what it computes with.
+        """
+        tail = _tail(self.forms[self.shapes[0]])
+        self._kept[0] |= {mark: tail[mark.place] for mark in self.carried}
+        return self.run(block, index, 0)
+
     def _keep(self, output: Any, index: int, batch: int) -> None:
         """Keep what later blocks take of ``output``, and let go of what no later one does."""
         tail, expected = _tail(output), _tail(self.forms[self.shapes[batch]])
@@ -103,7 +113,7 @@ class BlockCalls:
 
 
 def capture_calls(
-    decoder: Decoder, batches: Iterable[Tensor], hidden_states: ActivationStore
+    decoder: Decoder, batches: Iterable[Tensor], hidden_states: ActivationStore | list[Tensor]
 ) -> BlockCalls:
     """Return how the model calls every block for each of ``batches`` (sequences, tokens).
 

@@ -111,13 +111,19 @@ class Decoder:
 
         Such are routers, convolutions, and experts that are no modules known to ``take_apart``.
         """
-        inside = {id(linear.parameter) for linear in self.all_linears()}
-        return {
-            f"{self.path}.{index}.{name}": parameter.numel()
-            for index, block in enumerate(self.blocks)
-            for name, parameter in block.named_parameters()
-            if parameter.dim() > 1 and id(parameter) not in inside
-        }
+        seen = {id(linear.parameter) for linear in self.all_linears()}
+        found = {}
+        for index, block in enumerate(self.blocks):
+            for name, parameter in block.named_parameters():
+                if parameter.dim() > 1 and id(parameter) not in seen:
+                    seen.add(id(parameter))  # blocks may share it
+                    found[f"{self.path}.{index}.{name}"] = parameter.numel()
+        return found
+
+    def block_weights(self) -> int:
+        """Return how many parameters all blocks have, of whatever kind; shared ones count once."""
+        every = {id(p): p.numel() for block in self.blocks for p in block.parameters()}
+        return sum(every.values())
 
     def place_shell(self, device: torch.device) -> None:
         """Move everything but the blocks to ``device``: embeddings, norms, rotary tables, head."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
-__all__ = ["Part", "fused_parts", "has_experts", "routers", "take_apart"]
+__all__ = ["Part", "fused_parts", "has_experts", "is_router", "routers", "take_apart"]
 
 _IMPLEMENTATION = "one_linear_each"  # the name of ours among transformers' ways to compute experts
 _PROJECTIONS = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
@@ -105,14 +105,20 @@ def has_experts(model: nn.Module) -> bool:
     )
 
 
+def is_router(module: nn.Module, path: str) -> bool:
+    """Whether a module chooses among experts, as the name of it or of its class says."""
+    return "router" in path or "router" in type(module).__name__.lower()
+
+
 def routers(block: nn.Module) -> Iterator[nn.Linear]:
     """Yield the linears of ``block`` that choose among experts or weigh them.
 
-    They are called so, or stand beside the experts with one output for each or one for all.
+    They are called so, are inside of what is called so, or stand beside the experts with one
+    output for each or one for all.
     """
     for path, module in block.named_modules():
-        if isinstance(module, nn.Linear) and "router" in path:
-            yield module
+        if is_router(module, path):
+            yield from (inner for inner in module.modules() if isinstance(inner, nn.Linear))
         experts = getattr(module, "experts", None)
         if not isinstance(experts, nn.Module):
             continue

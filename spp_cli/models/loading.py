@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from spp_cli import processes
 from spp_cli.errors import ConfigError, ModelError
@@ -57,17 +60,28 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
                 )
             raise ModelError(f"{folder}/config.json: {problem}") from error
     refuse_quantized(folder, read_config(folder))
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = getattr(config, "architectures", None) or []
     has_remote_code = trust_remote_code and hasattr(config, "auto_map")
     if config.is_encoder_decoder or (
-        architectures and not has_remote_code and not causal.intersection(architectures)
+        architectures and not has_remote_code and not _is_generative(config, architectures)
     ):
         raise ModelError(
             f"{folder} is a {architectures[0] if architectures else config.model_type}; "
             "spp prunes decoder-only language models (…ForCausalLM)"
         )
     return config
+
+
+def _is_generative(config: Any, architectures: Collection[str]) -> bool:
+    """Whether AutoModelForCausalLM makes of ``config`` the decoder that was trained.
+
+    That is a class of its mapping, or the text part of a model that sees or hears, too. What was
+    trained to classify, or to fill gaps, may have a configuration in the mapping all the same.
+    """
+    if set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).intersection(architectures):
+        return True
+    conditional = any(name.endswith("ForConditionalGeneration") for name in architectures)
+    return conditional and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def load_model(

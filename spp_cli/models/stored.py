@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.experts import Part, fused_parts
 from spp_cli.models.rounding import stored_type
 
-__all__ = ["Read", "StoredTensors"]
+__all__ = ["Read", "StoredTensors", "starred"]
 
 _MERGED = ("MergeModulelist", 0)  # one stored tensor an expert becomes one tensor of all
 
@@ -94,7 +95,7 @@ class StoredTensors:
             raise ModelError(
                 f"{self.checkpoint.folder}: transformers makes {part.name} of "
                 f"{', '.join(source.stored_names()[:2])} in a way that spp does not follow. "
-                f"Leave {name} out with prune.exclude"
+                f"Leave {starred(name).removesuffix('.weight')} out with prune.exclude"
             )
         return found
 
@@ -150,6 +151,11 @@ class StoredTensors:
         return [name for name in self.checkpoint.locations if name not in self._model_names]
 
 
+def starred(name: str) -> str:
+    """Return ``name`` with ``*`` for the numbers of blocks and experts: a glob of all alike."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
 @dataclass(frozen=True)
 class _Source:
     """What a parameter is made of: by each source pattern of a converter, the stored tensors."""
@@ -201,6 +207,11 @@ def _sources(
         source = sources.setdefault(name, _Source(converter, {}))
         if not source.stored or (source.converter and converter):
             source.stored.setdefault(pattern, []).append(stored)
+        # What is split into several: all of them come from it, in a way that is not followed.
+        targets = converter.target_patterns if converter else []
+        for target in targets[1:]:
+            if (other := name.replace(targets[0], target)) in names - sources.keys():
+                sources[other] = source
     return sources
 
 

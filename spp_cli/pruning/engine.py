@@ -13,7 +13,7 @@ from spp_cli import processes
 from spp_cli.errors import ConfigError, ModelError, NumericalError, SppError
 from spp_cli.models.activations import ActivationStore
 from spp_cli.models.calls import capture_calls
-from spp_cli.models.decoder import Decoder, Linear
+from spp_cli.models.decoder import Linear
 from spp_cli.models.streaming import BlockSource
 from spp_cli.progress import Reporter, Task
 from spp_cli.pruning.inputs import Known
@@ -30,8 +30,6 @@ from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
 
 __all__ = ["PrunedLayer", "Recipe", "check_fits", "misfits", "prune_blocks"]
-
-_WORTH_A_WARNING = 0.01  # of the weights in the blocks; less is convolutions, routers and the like
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,6 @@ def prune_blocks(
     """
     of_block = source.decoder.by_block(linears)
     blocks = len(source.decoder.blocks)
-    _warn_of_what_stays_dense(source.decoder, reporter)
     calls = None
     kinds = recipe.statistics()
     if kinds and isinstance(order, Order):
@@ -161,17 +158,6 @@ def prune_blocks(
                 calls.flow_through(block, index)
             source.free(index)
             progress.advance(1)
-
-
-def _warn_of_what_stays_dense(decoder: Decoder, reporter: Reporter) -> None:
-    outside = decoder.outside_linears()
-    size = sum(parameter.numel() for block in decoder.blocks for parameter in block.parameters())
-    if (share := sum(outside.values()) / size) > _WORTH_A_WARNING:
-        largest = max(outside, key=outside.__getitem__)
-        reporter.warn(
-            f"{share:.0%} of the weights in the decoder blocks are in no linear layer and stay "
-            f"dense, such as {largest}; sparsity is counted over the linear layers"
-        )
 
 
 @dataclass(frozen=True)

@@ -95,12 +95,25 @@ def _recipe(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pattern", _pattern(prune["pattern"])
     linears = f", of {own['metrics']['linears']} linear layers" if model["stage"] == "prune" else ""
     yield "sparsity", f"{own['metrics']['sparsity']!r} of the weights that were pruned{linears}"
+    yield from _blocks(own["metrics"])
     yield "allocation of the zeros", _setting(prune["allocation"])
     if calibration := manifests.get("prune", {}).get("metrics", {}).get("calibration"):
         yield "calibration", _calibration(calibration, prune)
     if trained := manifests.get("finetune"):
         yield from _training(settings["finetune"], trained["metrics"])
     yield "digest of the keep masks", own["mask_digest"]
+
+
+def _blocks(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is known of the decoder blocks as a whole, which older records do not say."""
+    if "block_sparsity" in metrics:
+        yield (
+            "sparsity of the blocks",
+            f"{metrics['block_sparsity']!r} of all their weights",
+        )
+    if dense := metrics.get("dense"):
+        kinds = (f"{name} ({entry['why']})" for name, entry in dense.items())
+        yield "stays dense", ", ".join(kinds)
 
 
 def _pattern(pattern: str) -> str:

@@ -63,6 +63,7 @@ def _pruned(manifest: Mapping[str, Any], model: str) -> str:
         f"{name[0].upper()}{name[1:]} was pruned with {method}: {metrics['sparsity']:.1%} of the "
         f"weights of {metrics['linears']} linear layers became zeros, {where}."
     )
+    text += _blocks(metrics)
     if calibration := metrics.get("calibration"):
         text += (
             f" The method looked at {calibration['samples']:,} sequences of "
@@ -70,6 +71,19 @@ def _pruned(manifest: Mapping[str, Any], model: str) -> str:
         )
     allocation = (metrics.get("allocation") or {}).get("name", "")
     return f"{text} {_ALLOCATIONS.get(allocation, '')}".rstrip()
+
+
+def _blocks(metrics: Mapping[str, Any]) -> str:
+    """Return what stays dense, if that makes a difference; older records do not say it."""
+    overall = metrics.get("block_sparsity", metrics["sparsity"])
+    if not metrics.get("dense") or f"{overall:.1%}" == f"{metrics['sparsity']:.1%}":
+        return ""
+    (name, entry), *others = metrics["dense"].items()
+    more = f" and {len(others)} more kinds of matrices" if others else ""
+    return (
+        f" Of all weights in the decoder blocks {overall:.1%} are zeros: {name} "
+        f"({entry['why']}){more} stayed dense."
+    )
 
 
 def _finetuned(manifest: Mapping[str, Any]) -> str:

@@ -141,17 +141,18 @@ def _measured(result: Mapping[str, Any] | None, metric: str) -> str:
 def status_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return one line a run, as ``spp status`` shows them.
 
-    Each row has ``run``, ``stages`` (state by stage), and ``sparsity``, ``perplexity`` and
-    ``recovered``, which may be None.
+    Each row has ``run``, ``stages`` (state by stage), and ``sparsity``, ``block_sparsity``,
+    ``perplexity`` and ``recovered``, which may be None.
     """
     stages = list(rows[0]["stages"])
     return table(
-        ["run", *stages, "sparsity", "perplexity dense → pruned → now", "recovered"],
+        ["run", *stages, "sparsity", "of blocks", "perplexity dense → pruned → now", "recovered"],
         [
             [
                 row["run"],
                 *(_state(row["stages"][stage]) for stage in stages),
                 _number(row["sparsity"], 4),
+                _number(row["block_sparsity"], 4),
                 _perplexity(row["perplexity"]),
                 _share(row["recovered"]),
             ]
@@ -228,10 +229,13 @@ def _layers_by_kind(prune: Mapping[str, Any]) -> str:
             fate = "does not fit" if layer["problem"] else f"{layer['sparsity']:.4f}"
         kinds[kind, shape, fate] = kinds.get((kind, shape, fate), 0) + 1
     rows = [[kind, shape, str(same), fate] for (kind, shape, fate), same in kinds.items()]
-    left = [re.sub(r"\.[0-9]+(?=\.)", ".*", name) for name in prune["left_dense"]]
-    rows += [[kind, "", str(left.count(kind)), "left dense"] for kind in dict.fromkeys(left)]
+    rows += [
+        [kind.removesuffix(".weight"), "", str(entry["matrices"]), f"dense: {entry['why']}"]
+        for kind, entry in prune["dense"].items()
+    ]
     number = str(len(prune["layers"]))
     rows.append(["all that are pruned", "", number, f"{prune['sparsity']:.4f}"])
+    rows.append(["all weights of the blocks", "", "", f"{prune['block_sparsity']:.4f}"])
     return table(["layer", "shape", "layers", "sparsity"], rows)
 
 

@@ -15,7 +15,8 @@ from spp_cli.errors import ModelError, SppError
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
-from spp_cli.models.stored import StoredTensors
+from spp_cli.models.prunable import EXCLUDED
+from spp_cli.models.stored import StoredTensors, starred
 from spp_cli.sparsity.masks import FILE_NAME as MASKS
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.patterns import Pattern, Unstructured, parse_pattern
@@ -24,6 +25,7 @@ __all__ = [
     "RECORD",
     "LayerReport",
     "VerifyReport",
+    "recorded_blocks",
     "recorded_pattern",
     "verify_folder",
     "write_sparsity_record",
@@ -82,23 +84,41 @@ def write_sparsity_record(
     packed: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     digest: str,
-) -> float:
-    """Write spp_sparsity.json: pattern, density of each linear, mask digest; return the sparsity.
+    blocks: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write spp_sparsity.json: pattern, density of each linear, mask digest, what stays dense.
 
-    The sparsity is over the masked linears, 0 to 1.
+    ``blocks`` has ``block_weights``, how many weights the decoder blocks have in all, and
+    ``dense``, the matrices among them that were not pruned; see ``Prunable.described``.
+
+    Returns:
+        What is to be told of it: both of these, ``sparsity``, the share of zeros in the pruned
+        linears, and ``block_sparsity``, that in all weights of the blocks, 0 to 1.
     """
     kept = {name: count_bits(bits) for name, bits in packed.items()}
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    overall = 1 - sum(kept.values()) / sum(sizes.values())
+    zeros = sum(sizes.values()) - sum(kept.values())
+    figures: dict[str, Any] = {"sparsity": zeros / sum(sizes.values())}
+    if blocks:
+        figures |= {"block_sparsity": zeros / blocks["block_weights"], **blocks}
     record = {
         "format": 1,
         "pattern": pattern,
-        "sparsity": overall,
+        **figures,
         "mask_digest": digest,
         "density": {name: kept[name] / sizes[name] for name in packed},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    return overall
+    return figures
+
+
+def recorded_blocks(folder: Path) -> dict[str, Any]:
+    """Return what the record beside a model says of its decoder blocks; empty if it says nothing.
+
+    That is what ``write_sparsity_record`` takes as ``blocks``.
+    """
+    record = json.loads((folder / RECORD).read_bytes())
+    return {key: record[key] for key in ("block_weights", "dense") if key in record}
 
 
 def verify_folder(
@@ -130,8 +150,10 @@ def verify_folder(
         weight = linear.as_stored(stored.read(f"{linear.name}.weight"))
         not_finite += _not_finite(linear.name, weight)
         zeros = weight == 0
-        # A layer left out of pruning is held to a pattern only if that is asked for.
-        held_to = wanted if pattern or linear.name in pruned else None
+        # A layer left out of pruning is held to a pattern only if that is asked for, and one that
+        # cannot be pruned never.
+        asked = pattern and starred(f"{linear.name}.weight") not in (record.never if record else ())
+        held_to = wanted if asked or linear.name in pruned else None
         filled = _filled(linear.name, zeros, masks, record)
         layers.append(_report(linear.name, zeros, held_to, filled))
     problems = [problem for layer in layers for problem in _problems_of(layer, wanted)]
@@ -192,11 +214,15 @@ def _not_finite(name: str, tensor: Tensor) -> list[str]:
 
 @dataclass(frozen=True)
 class _Record:
-    """What spp_sparsity.json says: the pattern, the share that stays of each pruned layer."""
+    """What spp_sparsity.json says: the pattern, the share that stays of each pruned layer.
+
+    ``never``: the matrices that cannot be pruned, with ``*`` for numbers.
+    """
 
     pattern: Pattern
     density: Mapping[str, float]
     mask_digest: str
+    never: frozenset[str]
 
 
 def _read_record(folder: Path) -> _Record | None:
@@ -209,7 +235,9 @@ def _read_record(folder: Path) -> _Record | None:
         density = {str(name): float(share) for name, share in record["density"].items()}
         kind, _, share = pattern.partition(" ")
         known = Unstructured(float(share)) if kind == "unstructured" else parse_pattern(pattern)
-        return _Record(known, density, str(record["mask_digest"]))
+        dense = record.get("dense", {}).items()
+        never = frozenset(name for name, entry in dense if entry["why"] != EXCLUDED)
+        return _Record(known, density, str(record["mask_digest"]), never)
     except (SppError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is corrupt: {error}. Copy it anew, or prune again") from error
 

@@ -17,7 +17,7 @@ from spp_cli.progress import Reporter
 from spp_cli.publishing import ARCHIVE
 from spp_cli.sparsity.archive import pack_folder
 from spp_cli.sparsity.masks import FILE_NAME, save_masks
-from spp_cli.sparsity.verify import RECORD, recorded_pattern, write_sparsity_record
+from spp_cli.sparsity.verify import RECORD, recorded_blocks, recorded_pattern, write_sparsity_record
 from spp_cli.stages.sparse_model import adapted_model, float32_logits
 from spp_cli.stages.stage import Result, Sources
 
@@ -75,7 +75,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     packed = sparse.masks.as_stored()
     digest = save_masks(target, packed, sparse.masks.shapes)
     pattern = str(recorded_pattern(prune))
-    sparsity = write_sparsity_record(target, pattern, packed, sparse.masks.shapes, digest)
+    figures = write_sparsity_record(
+        target, pattern, packed, sparse.masks.shapes, digest, recorded_blocks(prune)
+    )
     output += [FILE_NAME, RECORD]
     reporter.say(f"largest difference of a logit, adapter against merged: {difference:.3g}")
     if changed:
@@ -86,7 +88,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     if rounded_to_zero:
         reporter.say(f"{rounded_to_zero:,} kept weights rounded to zero")
     metrics: dict[str, Any] = {
-        "sparsity": sparsity,
+        **figures,
         "linears": len(layers),
         "largest_logit": adapter_logits.abs().max().item(),
         "largest_logit_difference": difference,

@@ -23,6 +23,7 @@ from spp_cli.models.checkpoint import Checkpoint, copy_companions
 from spp_cli.models.decoder import select
 from spp_cli.models.loading import compute_dtype, resolve_device
 from spp_cli.models.origin import origin
+from spp_cli.models.prunable import Prunable
 from spp_cli.models.rewriting import CheckpointRewriter
 from spp_cli.models.streaming import StreamedModel, open_model, stored_tensors
 from spp_cli.models.unused import check_unused
@@ -46,6 +47,8 @@ from spp_cli.stages.work_behind import WorkBehind
 
 __all__ = ["run"]
 
+_WORTH_A_WARNING = 0.01  # of the weights in the blocks; less is convolutions, routers and the like
+
 
 def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -> Result:
     """Prune the dense model block by block and write it, with its masks, into ``target``.
@@ -66,7 +69,9 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     )
     decoder, blocks = model.decoder, len(model.decoder.blocks)
     pattern = parse_pattern(settings.pattern, settings.sparsity)
-    linears = select(decoder.all_linears(), settings.include, settings.exclude)
+    prunable = Prunable(decoder)
+    linears = select(prunable.linears, settings.include, settings.exclude)
+    _warn_of_what_stays_dense(prunable.described([linear.name for linear in linears]), reporter)
     check_fits(linears, settings.method, {linear.name: pattern for linear in linears})
     settings.allocation.check(linears, pattern.sparsity)
     kinds = fewest(each.statistic for each in settings.asking)
@@ -149,20 +154,22 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
     output += copy_companions(
         sources.model, target, None if cast_to is None else config.model.dtype
     )
-    packed, shapes, figures = records.collect(blocks)
+    packed, shapes, of_layers = records.collect(blocks)
     digest = save_masks(target, packed, shapes)
-    _tell_of_thin_text(figures, reporter)
-    overall = write_sparsity_record(target, str(pattern), packed, shapes, digest)
+    _tell_of_thin_text(of_layers, reporter)
+    figures = write_sparsity_record(
+        target, str(pattern), packed, shapes, digest, prunable.described(shapes)
+    )
     output += [FILE_NAME, RECORD]
     shutil.rmtree(target / RESUME, ignore_errors=True)
     return Result(
         {
-            "sparsity": overall,
+            **figures,
             "linears": len(linears),
             "order": order if batches else None,
             "output_error_from": best_known(kinds),
             "layers": {
-                name: {"target": shares.ratios[name], **figure} for name, figure in figures.items()
+                name: {"target": shares.ratios[name], **layer} for name, layer in of_layers.items()
             },
             "allocation": shares.described(),
             "calibration": tokens and tokens.described(),
@@ -171,6 +178,20 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         output,
         digest,
     )
+
+
+def _warn_of_what_stays_dense(blocks: Mapping[str, Any], reporter: Reporter) -> None:
+    """Name the largest matrices that stay dense, if that is a share to speak of."""
+    dense = blocks["dense"]
+    share = sum(entry["weights"] for entry in dense.values()) / blocks["block_weights"]
+    if share > _WORTH_A_WARNING:
+        (name, entry), *others = dense.items()
+        more = f", and {len(others)} more" if others else ""
+        reporter.warn(
+            f"{share:.0%} of the weights in the decoder blocks stay dense: {name}, which "
+            f"{entry['why']}{more}. Sparsity is counted over the linear layers that are pruned; "
+            "spp plan lists the others"
+        )
 
 
 def _tell_of_thin_text(figures: Mapping[str, Mapping[str, Any]], reporter: Reporter) -> None:

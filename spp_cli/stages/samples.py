@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from spp_cli.config import SppConfig
-from spp_cli.data.tokens import context_of, encode
+from spp_cli.data.tokens import encode
 from spp_cli.errors import DataError
 from spp_cli.evaluation.results import evaluation_text
 from spp_cli.generation import Decoding, continuation
 from spp_cli.models.checkpoint import is_demo_family
+from spp_cli.models.context import context_of
 from spp_cli.models.loading import load_tokenizer
 from spp_cli.progress import Reporter
 from spp_cli.stages.stage import Sources

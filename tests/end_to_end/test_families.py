@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, add_tokenizer, make_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 from spp_cli.config import SppConfig
 from spp_cli.models.checkpoint import Checkpoint
@@ -159,3 +164,46 @@ def test_finetuning_and_merging_keep_every_zero(family, dense, tmp_path):
     for name in ("config.json", "tokenizer.json", "generation_config.json"):
         if (source / name).exists():
             assert (source / name).read_bytes() == (folders["merge"] / name).read_bytes()
+
+
+def save_as_released(folder: Path) -> Path:
+    """Save a tiny Qwen3.5 that sees, as released: under another class than the text model's."""
+    text = {
+        **{"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16},
+        **{"linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+        "rope_parameters": {
+            **{"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+            "mrope_section": [1, 1, 0],
+        },
+    }
+    vision = {
+        **{"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2},
+        **{"out_hidden_size": 64, "num_position_embeddings": 16},
+    }
+    torch.manual_seed(0)
+    config = Qwen3_5Config(text_config=text, vision_config=vision, image_token_id=4090)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+    return add_tokenizer(folder)
+
+
+@pytest.mark.slow
+def test_a_model_that_also_sees_is_pruned_as_released_and_keeps_its_eyes(tmp_path):
+    source = save_as_released(tmp_path / "dense")
+    folders = {"prune": pruned(source, tmp_path / "prune", "2:4")}
+    for name, stage in (("finetune", finetune), ("merge", merge)):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        given = Sources(source, True, dict(folders))
+        stage.run(config_of(PATTERNS["2:4"]), given, folders[name], Silent())
+    assert verify_folder(folders["merge"], "2:4").ok
+
+    before, after = Checkpoint(source), Checkpoint(folders["merge"])
+    assert set(before.locations) == set(after.locations)
+    eyes = [name for name in before.locations if ".visual." in name]
+    assert len(eyes) > 10
+    assert all(torch.equal(before.tensor(name), after.tensor(name)) for name in eyes)
+    assert (folders["merge"] / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    whole = Qwen3_5ForConditionalGeneration.from_pretrained(folders["merge"]).eval()
+    torch.testing.assert_close(logits(whole), logits(load(folders["merge"])), rtol=1e-4, atol=1e-5)

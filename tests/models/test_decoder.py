@@ -30,6 +30,7 @@ LINEARS_OF_A_BLOCK = {
     "gpt_neox": 4,
     "falcon": 4,
     "bloom": 4,
+    "glm_moe_dsa": 15.5,  # the second block has experts, and no indexer
     "phi3": 4,  # qkv_proj and gate_up_proj are fused
     "opt": 6,
     "phi": 6,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import FAMILIES, make_model, store_fused
 from safetensors.torch import load_file, save_file
+from tiny_families import save
 
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import SINGLE, Checkpoint
@@ -118,3 +119,12 @@ def test_tensors_mixed_in_an_unknown_way_are_told(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"makes .*gate_up_proj of .*w1.* in a way that spp does"):
         stored.part(EXPERT)
     assert stored.part("model.norm.weight").name == "model.norm.weight"
+
+
+def test_what_is_split_into_several_layers_is_refused_by_a_name_to_leave_out(tmp_path):
+    save("hrm_text", tmp_path / "model")  # which stores q, k, v and a gate in one tensor
+    stored = open_stored(tmp_path / "model")
+    for name in ("q_proj", "gate_proj"):
+        says = rf"gqkv_proj\.weight in a way .*Leave model\.H_module\.layers\.\*\..*{name} out with"
+        with pytest.raises(ModelError, match=says):
+            stored.part(f"model.H_module.layers.0.self_attn.{name}.weight")

@@ -221,17 +221,3 @@ def test_a_width_that_does_not_divide_is_refused_before_anything_runs(load):
     linears = Decoder(load("llama")).all_linears()
     with pytest.raises(ConfigError, match=r"'2:5'; model\.layers\.0\.self_attn\.q_proj has 64"):
         engine.check_fits(linears, Wanda(), defaultdict(lambda: NofM(2, 5)))
-
-
-def test_weights_that_no_linear_holds_are_told_to_stay_dense(load):
-    reporter = Silent()
-    model, dense = load("mixtral"), load("mixtral")
-    prune_with_engine(model, Magnitude(), Unstructured(0.5), reporter=reporter)
-    (warning,) = reporter.warnings
-    assert "86% of the weights in the decoder blocks are in no linear layer" in warning
-    assert "such as model.layers.0.mlp.experts.gate_up_proj" in warning
-    experts = [found.model.layers[0].mlp.experts.gate_up_proj for found in (model, dense)]
-    assert torch.equal(*experts)
-
-    prune_with_engine(load("llama"), Magnitude(), Unstructured(0.5), reporter=(quiet := Silent()))
-    assert not quiet.warnings

@@ -83,6 +83,7 @@ def test_the_status_shows_states_progress_and_the_length_of_a_perplexity() -> No
         "run": "demo-wanda-0.75",
         "stages": stages,
         "sparsity": 0.75,
+        "block_sparsity": 0.5,
         "perplexity": {
             "name": "perplexity@256",
             "stages": {"dense": 18.5, "prune": 57.5, "finetune": 24.41, "merge": 24.4},
@@ -90,12 +91,22 @@ def test_the_status_shows_states_progress_and_the_length_of_a_perplexity() -> No
         "recovered": 0.756,
     }
     lines = status_table(
-        [row, {**row, "sparsity": None, "perplexity": None, "recovered": None}]
+        [
+            row,
+            {
+                **row,
+                "sparsity": None,
+                "block_sparsity": None,
+                "perplexity": None,
+                "recovered": None,
+            },
+        ]
     ).splitlines()
     assert lines[0].split()[:5] == ["run", "prune", "finetune", "merge", "sparsity"]
-    assert lines[2].split()[1:6] == ["done", "partial", "17/32", "–", "0.7500"]
+    assert lines[0].split()[5:7] == ["of", "blocks"]
+    assert lines[2].split()[1:7] == ["done", "partial", "17/32", "–", "0.7500", "0.5000"]
     assert lines[2].endswith("18.50 → 57.50 → 24.40 (@256)        76%")
-    assert lines[3].split()[-3:] == ["–", "–", "–"]
+    assert lines[3].split()[-4:] == ["–", "–", "–", "–"]
 
 
 def test_a_run_shows_when_and_how_long_each_stage_took() -> None:
