@@ -57,9 +57,15 @@ class Distillation:
 
 
 def share_equal_tensors(teacher: nn.Module, student: nn.Module) -> None:
-    """Let the teacher hold in the student's memory what both have and neither trains."""
+    """Let the teacher hold in the student's memory what both have and neither trains.
+
+    They need not be in one place: each of the teacher's tensors goes to the student's device to be
+    compared with its own, so that a GPU never holds the whole teacher for it.
+    """
     own = {name: value for name, value in student.named_parameters() if not value.requires_grad}
     for name, parameter in teacher.named_parameters():
         found = own.get(name)
-        if found is not None and found.dtype == parameter.dtype and torch.equal(found, parameter):
+        if found is None or found.dtype != parameter.dtype:
+            continue
+        if torch.equal(found, parameter.to(found.device)):
             parameter.data = found.data

@@ -36,7 +36,7 @@ COMMON = [
         "2",
     ),
     *("--set", "finetune.checkpoint_every=1", "--set", "finetune.data.samples=32"),
-    *("--sequence-length", "32", "--set", "finetune.data.validation_samples=4"),
+    *("--sequence-length", "32", "--set", "finetune.data.validation_samples=5"),
     *("--set", "finetune.adapter.r=5"),  # rows of A, of which one process has more than the other
 ]
 # Eight rows a step each: as one process, and as two with half the rows at once.

@@ -79,3 +79,33 @@ def test_a_model_is_no_distance_from_itself_and_shares_what_neither_trains(famil
     logits = teacher(tokens).logits
     found = Distillation(teacher, 1.0, 2.0).blended(torch.tensor(9.0), logits, inputs, 14)
     assert found.abs() < 1e-5
+
+
+class Placed:
+    """A tensor on a device that this machine may not have."""
+
+    dtype, requires_grad = torch.float32, False
+
+    def __init__(self, value: int, device: str) -> None:
+        self.value, self.device, self.data = value, device, self
+
+    def to(self, device: str) -> Placed:
+        return Placed(self.value, device)
+
+
+def test_a_teacher_in_main_memory_is_compared_on_the_students_gpu_tensor_by_tensor(monkeypatch):
+    def equal(one: Placed, other: Placed) -> bool:
+        assert one.device == other.device  # what torch raises of two devices
+        return one.value == other.value
+
+    monkeypatch.setattr(torch, "equal", equal)
+    teacher, student = (
+        {"embedding": Placed(1, device), "pruned": Placed(pruned, device)}
+        for device, pruned in (("cpu", 2), ("cuda", 3))
+    )
+    share_equal_tensors(
+        SimpleNamespace(named_parameters=teacher.items),
+        SimpleNamespace(named_parameters=student.items),
+    )
+    assert teacher["embedding"].data is student["embedding"]
+    assert teacher["pruned"].data.device == "cpu"  # until all of the teacher is moved
