@@ -65,5 +65,5 @@ def check_model(run: Run, stage: str) -> None:
     if problem:
         raise CheckFailed(
             f"{folder}: {problem}. Nothing was sent. "
-            f"Make it anew: spp {stage} --run {run.name} --force"
+            f"Make it again: spp {stage} --run {run.name} --force"
         )

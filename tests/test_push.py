@@ -192,7 +192,7 @@ def test_a_model_that_is_not_as_its_stage_left_it_is_refused(
 ) -> None:
     flipped(str(workspace / "wanda/merge" / file))()
     says = push(run, NAME, "--yes", code=1)["error"]
-    assert "Nothing was sent. Make it anew: spp merge --run wanda --force" in says
+    assert "Nothing was sent. Make it again: spp merge --run wanda --force" in says
     assert hub.sent == []
 
 

@@ -21,6 +21,7 @@ from end_to_end.mistakes.row import (
 
 OTHER = "workspace/base-wanda-0.6"
 DOWN = "model.layers.1.mlp.down_proj"
+CHANGED = "has changed since: its digest is not the one on record, so the"
 ANEW = "cannot be trusted. Make it again: spp"
 
 MISTAKES = [
@@ -134,13 +135,13 @@ MISTAKES = [
     Mistake(
         "pruned weights filled before finetune",
         "spp finetune small.yaml --run base-wanda-0.5 --force",
-        f"{RUN}/prune: 1 pruned weights of {DOWN} are not zero. "
-        "The folder was changed after pruning; prune again: spp prune --force",
+        f"{RUN}/prune/model.safetensors {CHANGED} prune of run base-wanda-0.5 {ANEW} "
+        "prune --run base-wanda-0.5 --force",
         (tensor_changed(f"{RUN}/prune/model.safetensors", f"{DOWN}.weight", filled),),
     ),
     Mistake(
-        "pruned weights filled before merge",
-        "spp merge small.yaml --run base-wanda-0.5 --force",
+        "pruned weights filled before a merge that trusts files",
+        "spp merge small.yaml --run base-wanda-0.5 --force --trust-files",
         f"{RUN}/prune: 1 pruned weights of {DOWN} are not zero. "
         "The folder was changed after pruning; prune again: spp prune --force",
         (tensor_changed(f"{RUN}/prune/model.safetensors", f"{DOWN}.weight", filled),),
@@ -161,15 +162,15 @@ MISTAKES = [
     ),
     Mistake(
         "keep masks corrupt",
-        "spp finetune small.yaml --run base-wanda-0.6",
+        "spp finetune small.yaml --run base-wanda-0.6 --trust-files",
         f"{OTHER}/prune/keep_masks.safetensors is corrupt: …. Prune again: spp prune --force",
         (garbled(f"{OTHER}/prune/keep_masks.safetensors"),),
     ),
     Mistake(
         "keep masks changed",
         "spp finetune small.yaml --run base-wanda-0.6",
-        f"{OTHER}/prune/keep_masks.safetensors was changed after pruning: its digest is not the "
-        "one recorded. Prune again: spp prune --force",
+        f"{OTHER}/prune/keep_masks.safetensors {CHANGED} prune of run base-wanda-0.6 {ANEW} "
+        "prune --run base-wanda-0.6 --force",
         (flipped(f"{OTHER}/prune/keep_masks.safetensors"),),
     ),
     Mistake(
@@ -201,7 +202,7 @@ MISTAKES = [
     ),
     Mistake(
         "an adapter for other masks",
-        "spp merge --run base-wanda-0.5 --force",
+        "spp merge --run base-wanda-0.5 --force --trust-files",
         f"the adapter in {RUN}/finetune was trained on another base than {RUN}/prune: "
         "their masks differ. Finetune again: spp finetune --force",
         (reworded(f"{RUN}/finetune/adapter_config.json", '"mask_digest": "....', "0000"),),
