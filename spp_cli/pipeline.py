@@ -396,9 +396,7 @@ def digest_at_hand(model: ModelConfig, workspace: Workspace) -> str | None:
 def _model_digest(folder: Path, workspace: Workspace) -> str:
     from spp_cli.models.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint(folder)
-    names = sorted([*checkpoint.weight_files, *checkpoint.companion_files])
-    return folder_digest(folder, names, workspace.digest_cache)
+    return folder_digest(folder, Checkpoint(folder).deciding_files, workspace.digest_cache)
 
 
 def _stage_settings(stage: str, config: SppConfig) -> dict[str, Any]:

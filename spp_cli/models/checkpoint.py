@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from spp_cli.errors import ModelError
+from spp_cli.models.companions import companions, decides
 from spp_cli.models.origin import licence_files
 from spp_cli.models.quantized import refuse_quantized
 from spp_cli.models.tensor_file import TensorFile
@@ -35,12 +35,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 WEIGHTS_KEY = "transformers_weights"  # of config.json: the file to read instead
 _AN_INDEX = ".safetensors.index.json"
-# What belongs to a model beside its weights. Everything here is copied byte for byte.
-_COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
-    "chat_template*", "*.py",
-)  # fmt: skip
 
 
 class Checkpoint:
@@ -141,8 +135,13 @@ class Checkpoint:
 
     @property
     def companion_files(self) -> list[str]:
-        """Names of the files that belong to the model beside its weights."""
-        return sorted(path.name for path in companions(self.folder))
+        """Names, relative to the folder, of what belongs to the model beside its weights."""
+        return companions(self.folder)
+
+    @property
+    def deciding_files(self) -> list[str]:
+        """Names of all files that decide what the model makes of text, relative to the folder."""
+        return sorted([*self.weight_files, *filter(decides, self.companion_files)])
 
     @property
     def size(self) -> int:
@@ -261,29 +260,24 @@ def is_demo_family(folder: Path) -> bool:
     return files[1].is_file() and files[0].read_bytes() == files[1].read_bytes()
 
 
-def companions(folder: Path) -> Iterator[Path]:
-    """Yield the files that belong to a model beside its weights, each once."""
-    found = {path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()}
-    yield from sorted(path for path in found if path.suffix not in (".safetensors", ".bin", ".pt"))
-
-
 def tokenizer_files(folder: Path) -> list[str]:
     """Return the names of the files that decide what a model's tokenizer does, in order."""
     of_the_model = ("config.json", "generation_config.json")
-    return [path.name for path in companions(folder) if path.name not in of_the_model]
+    return [name for name in companions(folder) if decides(name) and name not in of_the_model]
 
 
 def copy_companions(source: Path, target: Path, dtype: str | None = None) -> list[str]:
-    """Copy config, tokenizer, generation config and what licence there is; return their names.
+    """Copy all that belongs to a model but its weights, and its licence; return the names.
 
     With ``dtype`` the weights were cast, and the keys of config.json that name their type follow,
     those of a composite model's parts too: transformers would cast them back when it loads the
     folder. A key that names the files of the weights is left out: they have the usual names in
     ``target``.
     """
-    copied = [*companions(source), *licence_files(source)]
-    for path in copied:
-        shutil.copyfile(path, target / path.name)
+    copied = [*companions(source), *(path.name for path in licence_files(source))]
+    for name in copied:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
     config = json.loads((target / "config.json").read_text())
     changes = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     if dtype is not None:
@@ -294,4 +288,4 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> lis
                 changes[key] = part | types
     if changes != config:
         (target / "config.json").write_text(json.dumps(changes, indent=2) + "\n")
-    return [path.name for path in copied]
+    return copied

@@ -9,11 +9,11 @@ import yaml
 
 from spp_cli import yaml12
 
-__all__ = ["CARD", "front_matter", "licence_files", "origin"]
+__all__ = ["CARD", "LICENCES", "front_matter", "licence_files", "origin"]
 
 CARD = "README.md"  # the hub shows it as the page of a model
 _TERMS = ("license", "license_name", "license_link", "language")
-_LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 
 def origin(folder: Path) -> dict[str, Any]:
@@ -44,5 +44,5 @@ def front_matter(card: Path) -> dict[str, Any]:
 
 def licence_files(folder: Path) -> list[Path]:
     """Return the files that say on what terms a model is given, in order."""
-    found = {path for pattern in _LICENCES for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spp_cli.atomic_files import new_folder
 from spp_cli.errors import ModelError
-from spp_cli.models.checkpoint import INDEX, companions
+from spp_cli.models.checkpoint import INDEX
+from spp_cli.models.companions import companions
 from spp_cli.models.origin import licence_files
 from spp_cli.models.tensor_file import Layout, TensorFile, bytes_of, write_tensors
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks, packed_size
@@ -43,10 +44,11 @@ def pack_folder(source: Path, target: Path) -> tuple[int, int]:
     target.mkdir()
     masks = _masks_of(source)
     before = after = 0
-    belonging = [*companions(source), *licence_files(source), *source.glob(f"*{_PLAIN}")]
-    belonging += [source / RECORD, source / INDEX]
+    belonging = [*(source / name for name in companions(source)), *licence_files(source)]
+    belonging += [*source.glob(f"*{_PLAIN}"), source / RECORD, source / INDEX]
     for path in sorted(path for path in belonging if path.is_file()):
-        copy = target / path.name
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
         if path.suffix == _PLAIN and path.name != FILE_NAME:
             copy = target / (path.stem + _PACKED)
             _pack_file(TensorFile(path), copy, masks)
@@ -70,12 +72,14 @@ def unpack_folder(source: Path, target: Path) -> None:
         )
     with new_folder(target) as unfinished:
         masks = _masks_of(source)
-        for path in sorted(source.iterdir()):
-            if path.name.endswith(_PACKED):
-                plain = unfinished / (path.name.removesuffix(_PACKED) + _PLAIN)
-                _unpack_file(path, plain, masks)
-            elif path.is_file():
-                shutil.copyfile(path, unfinished / path.name)
+        at_the_top = {path.name for path in source.iterdir() if path.is_file()}
+        for name in sorted({*at_the_top, *companions(source)}):
+            if name.endswith(_PACKED):
+                plain = unfinished / (name.removesuffix(_PACKED) + _PLAIN)
+                _unpack_file(source / name, plain, masks)
+            else:
+                (unfinished / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, unfinished / name)
 
 
 def _masks_of(folder: Path) -> KeepMasks | None:

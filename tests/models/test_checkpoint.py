@@ -23,6 +23,7 @@ from spp_cli.models.checkpoint import (
     copy_companions,
     is_demo_family,
     locate,
+    tokenizer_files,
 )
 
 names = st.text("abc.0", min_size=1, max_size=6)
@@ -87,12 +88,47 @@ def test_companions_are_copied_byte_for_byte_and_weights_are_not(tmp_path: Path)
         "merges.txt": b"a b\r\n",
         "chat_template.jinja": b"{{ a }}",
         "modeling_own.py": b"pass",
+        "preprocessor_config.json": b"{}",
+        "processor_config.json": b"{}",
+        "encoder.json": b"{}",
+        "source.spm": b"\0",
+        "words": b"of a tokenizer with its own code",
+        "additional_chat_templates/rag.jinja": b"{{ b }}",
+        "qformer_tokenizer/tokenizer.json": b"{}",
+        "LICENSE": b"terms",
     }
-    left = (SINGLE, "keep_masks.safetensors", "pytorch_model.bin", "README.md", "spp_sparsity.json")
+    left = (
+        SINGLE, "keep_masks.safetensors", "pytorch_model.bin", "README.md", "spp_sparsity.json",
+        INDEX, "consolidated.safetensors", "a.gguf", "manifest.json", "config.yaml", "log.jsonl",
+        "adapter_config.json", "trainer_state.json", "params.json", ".gitattributes", "picture.png",
+        "packed/tokenizer.json", "original/tokenizer.model", "checkpoint-5/tokenizer.json",
+        "draft/config.json", "draft/tokenizer.json", "runs/tokenizer.json", "notes/a.txt",
+    )  # fmt: skip
     for name, content in {**wanted, **dict.fromkeys(left, b"x")}.items():
+        (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(content)
-    copy_companions(source, target)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == wanted
+    names = copy_companions(source, target)
+    assert sorted(names) == sorted(wanted)
+    found = {path for path in target.rglob("*") if path.is_file()}
+    copied = {path.relative_to(target).as_posix(): path.read_bytes() for path in found}
+    assert copied == wanted
+
+
+def test_the_digest_is_over_what_decides_and_over_no_readme_licence_or_processor(
+    tmp_path: Path,
+) -> None:
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "own.py"):
+        (tmp_path / name).write_text("{}")
+    save_file({"a": torch.zeros(1)}, tmp_path / SINGLE)
+    first = ["chat_template.jinja", "config.json", SINGLE, "own.py", "tokenizer.json"]
+    assert Checkpoint(tmp_path).deciding_files == first  # as it always was
+    for name in ("README.md", "LICENSE", "preprocessor_config.json", "manifest.json", "a.png"):
+        (tmp_path / name).write_text("{}")
+    assert Checkpoint(tmp_path).deciding_files == first
+    assert tokenizer_files(tmp_path) == ["chat_template.jinja", "own.py", "tokenizer.json"]
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/rag.jinja").write_text("{{ b }}")
+    assert Checkpoint(tmp_path).deciding_files == ["additional_chat_templates/rag.jinja", *first]
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import unquote
 
 import pytest
 from hub import served
 from huggingface_hub import constants
 
 from spp_cli.errors import ModelError
+from spp_cli.models.checkpoint import INDEX
 from spp_cli.models.hub import download
 
 Answer = Callable[[int, str], None]
@@ -44,21 +46,40 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
         yield say
 
 
-class Model(BaseHTTPRequestHandler):
-    """A hub with one model, of a config, weights, and the terms on which they are given."""
+SINGLE: dict[str, bytes] = {"model.safetensors": b"weights"}
+SHARDS = {
+    INDEX: b'{"weight_map": {"a": "x.safetensors", "b": "p/x.safetensors"}}',
+    "x.safetensors": b"weights",
+    "p/x.safetensors": b"more",
+}
+BELONGING = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "own[1].tiktoken": b"YQ== 0",
+    "preprocessor_config.json": b"{}",
+    "additional_chat_templates/rag.jinja": b"{{ a }}",
+}
+TERMS = {"README.md": b"its card", "LICENSE": b"its terms"}
+CODE = {"modeling_own.py": b"pass"}
+OTHERS = dict.fromkeys(
+    (
+        "model.bin", "consolidated.safetensors", "params.json", "original/tokenizer.model",
+        "original/consolidated.00.pth", "onnx/model.onnx", "onnx/tokenizer.json", "model-q4.gguf",
+        "lora/adapter_config.json", "lora/tokenizer.json", "lora/adapter_model.safetensors",
+        "picture.png", "model.fp16.safetensors",
+    ),
+    b"of no use",
+)  # fmt: skip
 
-    FILES: ClassVar = {
-        "config.json": b"{}",
-        "model.safetensors": b"weights",
-        "README.md": b"its card",
-        "LICENSE": b"its terms",
-        "model.bin": b"weights once more",
-    }
+
+class Model(BaseHTTPRequestHandler):
+    """A hub with one model: its weights in files of several formats, and all that comes along."""
+
+    FILES: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
         if "/resolve/" in self.path:
-            self.answer(self.FILES[name])
+            self.answer(self.FILES[unquote(self.path).split("/resolve/")[1].partition("/")[2]])
         elif "/tree/" in self.path:
             self.answer(json.dumps([self.entry(name) for name in self.FILES]).encode())
         else:
@@ -84,19 +105,59 @@ class Model(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.parametrize("weights", [SINGLE, SHARDS, {**SHARDS, **SINGLE}], ids=len)
 @pytest.mark.parametrize("with_weights", [False, True])
-def test_weights_are_downloaded_only_if_they_are_wanted(
-    with_weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("with_code", [False, True])
+def test_a_model_is_fetched_with_all_that_belongs_to_it_and_no_weights_twice(
+    weights: dict[str, bytes],
+    with_weights: bool,
+    with_code: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with served(Model, tmp_path, monkeypatch):
-        folder = download("owner/name", with_weights=with_weights)
-    names = {
-        "config.json",
-        "README.md",
-        "LICENSE",
-        *(["model.safetensors"] if with_weights else []),
-    }
-    assert {path.name for path in folder.iterdir()} == names
+    hub = type("Hub", (Model,), {"FILES": BELONGING | TERMS | CODE | OTHERS | weights})
+    with served(hub, tmp_path, monkeypatch):
+        folder = download("owner/name", with_weights=with_weights, with_code=with_code)
+    loaded = SINGLE if SINGLE.keys() <= weights.keys() else weights
+    index = {name: content for name, content in weights.items() if name.endswith(".json")}
+    expected = BELONGING | TERMS | index | (CODE if with_code else {})
+    expected |= loaded if with_weights else {}
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_in(folder)}
+    assert found == expected
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_copy_that_an_earlier_version_fetched_is_enough_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = type("Hub", (Model,), {"FILES": BELONGING | TERMS | SINGLE})
+    with served(hub, tmp_path, monkeypatch):
+        folder = download("owner/name")
+        (folder / "own[1].tiktoken").unlink()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert download("owner/name") == folder
+        (folder / "model.safetensors").unlink()
+        (folder / "config.json").unlink()
+        with pytest.raises(ModelError, match="nor a copy in its cache"):
+            download("owner/name")
+
+
+def test_a_hub_that_falters_leaves_the_copy_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = type("Hub", (Model,), {"FILES": BELONGING | SINGLE})
+    with served(hub, tmp_path, monkeypatch):
+        folder = download("owner/name")
+        for method in ("do_GET", "do_HEAD"):
+            monkeypatch.setattr(hub, method, lambda self: self.send_error(400, "out of order"))
+        assert download("owner/name") == folder
+        with pytest.raises(
+            ModelError, match="model other/name: no such folder here, and Bad request"
+        ):
+            download("other/name")
 
 
 @pytest.mark.parametrize(

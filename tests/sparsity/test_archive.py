@@ -13,6 +13,8 @@ from spp_cli.models.tensor_file import layout_of, write_tensors
 from spp_cli.sparsity.archive import pack_folder, unpack_folder
 from spp_cli.sparsity.masks import FILE_NAME, pack, save_masks
 
+TEMPLATES = "additional_chat_templates"
+
 
 def model_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write a model file as spp writes it, with masks: a linear, a sparse table, a dense one."""
@@ -34,7 +36,14 @@ def model_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     write_tensors(folder / "model.safetensors", layouts, tensors.__getitem__, {"format": "pt"})
     save_masks(folder, {"a.proj": pack(keep)}, {"a.proj": (64, 96)})
     (folder / "config.json").write_text("{}")
+    (folder / TEMPLATES).mkdir()
+    (folder / TEMPLATES / "rag.jinja").write_text("{{ a }}")
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -43,10 +52,7 @@ def test_unpacking_brings_back_every_file_byte_for_byte(tmp_path, dtype):
     before, after = pack_folder(source, tmp_path / "archive")
     assert after < before
     unpack_folder(tmp_path / "archive", tmp_path / "back")
-    names = sorted(path.name for path in source.iterdir())
-    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == names
-    for name in names:
-        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+    assert contents(tmp_path / "back") == contents(source)
 
 
 def test_what_keeps_its_mask_needs_no_bits_of_its_own(tmp_path):
@@ -102,4 +108,4 @@ def test_what_is_no_part_of_the_model_stays_behind(tmp_path):
     (source / ".resume").mkdir()
     pack_folder(source, tmp_path / "archive")
     names = {path.name for path in (tmp_path / "archive").iterdir()}
-    assert names == {"config.json", FILE_NAME, "model.packed.safetensors"}
+    assert names == {"config.json", FILE_NAME, "model.packed.safetensors", TEMPLATES}

@@ -56,6 +56,9 @@ class ExplodingSPP(SPP):
         return Exploding(weight, bias, self.r, self.scale)
 
 
+MORE = ("additional_chat_templates/rag.jinja", "preprocessor_config.json", "own.tiktoken")
+
+
 @pytest.fixture(autouse=True)
 def _broken_adapters(monkeypatch):
     for name in ("Careless", "Exploding"):
@@ -78,6 +81,9 @@ def adapted(
     dense = make_model("llama", root / "dense", dtype)
     for file in locate("demo")[0].glob("tokenizer*"):  # it goes on, though nothing reads it here
         shutil.copy(file, dense)
+    (dense / "additional_chat_templates").mkdir()
+    for name in MORE:
+        (dense / name).write_text(f"{{# {name} #}}")
     sources = Sources(dense, False, {"prune": root / "prune", "finetune": root / "finetune"})
     (root / "prune").mkdir()
     settings = {"prune": {"method": "magnitude", "pattern": "2:8"}}
@@ -140,7 +146,8 @@ def test_zeros_masks_config_and_what_has_no_adapter_go_on_unchanged(tmp_path, dt
         assert torch.equal(old, new) != is_adapted, name
     assert KeepMasks(tmp_path / "merge").digest == KeepMasks(tmp_path / "prune").digest
     assert result.mask_digest == KeepMasks(tmp_path / "prune").digest
-    companions = ("config.json", "generation_config.json", "tokenizer.json", RECORD)
+    companions = ("config.json", "generation_config.json", "tokenizer.json", *MORE, RECORD)
+    assert {*companions} <= {*result.output}
     for name in companions:
         assert (tmp_path / "merge" / name).read_bytes() == (tmp_path / "prune" / name).read_bytes()
     for name in companions[:-1]:
