@@ -11,8 +11,7 @@ from pathlib import Path
 
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import disk_errors
-from spp_cli.publishing import FINGERPRINT, MANIFEST
-from spp_cli.workspace import STAGES
+from spp_cli.publishing import stage_around, stage_name
 
 __all__ = ["check_output", "check_output_folder"]
 
@@ -71,11 +70,9 @@ def check_output_folder(path: str | Path, flag: str) -> Path:
 
 def _check_place(path: Path, given: str | Path, flag: str) -> None:
     """Refuse what is a stage's folder, finished or in progress, or lies in one."""
-    resolved = path.resolve()
-    for folder in (resolved, *resolved.parents):
-        stage = folder.name.removesuffix(".partial").removesuffix(".old")
-        if stage in STAGES and any((folder / name).is_file() for name in (MANIFEST, FINGERPRINT)):
-            raise ConfigError(
-                f"{flag} is {given}, in the {stage} of run {folder.parent.name}, where only spp "
-                f"{stage} writes. Choose a place outside it"
-            )
+    if stage := stage_around(path):
+        name = stage_name(stage)
+        raise ConfigError(
+            f"{flag} is {given}, in the {name} of run {stage.parent.name}, where only spp {name} "
+            "writes. Choose a place outside it"
+        )

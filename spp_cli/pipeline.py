@@ -94,13 +94,13 @@ def run_stages(
         return []
     workspace.remove_leftovers()
     outcomes = []
-    if source:
-        _take_over(_NEEDS[stages[0]], workspace.run(source), handle, reporter)
     for stage in stages:
         keep = "--run NAME"
         if stage == stages[0] and _NEEDS[stage]:
             keep += f" --from-run {handle.name}"
         with processes.leading() as tell:
+            if source and stage == stages[0]:
+                _take_over(_NEEDS[stage], workspace.run(source), handle, reporter)
             outcomes.append(
                 _run_stage(stage, config, workspace, handle, reporter, force, tell, keep)
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spp_cli.atomic_files import sync
 from spp_cli.errors import WorkspaceError
+from spp_cli.stage_facts import STAGE_FACTS
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 RESULTS = "results.json"  # what an evaluation found
@@ -122,6 +123,21 @@ def put_in_place(result: Path) -> None:
     sync(result.parent)
     sync(result.parent.parent)
     remove(old)
+
+
+def stage_name(folder: Path) -> str:
+    """Return the name of the stage that a folder has, finished or in progress."""
+    return folder.name.removesuffix(".partial").removesuffix(".old")
+
+
+def stage_around(path: Path) -> Path | None:
+    """Return the folder of the stage, finished or in progress, that ``path`` is or lies in."""
+    resolved = path.resolve()
+    for folder in (resolved, *resolved.parents):
+        is_made = any((folder / name).is_file() for name in (MANIFEST, FINGERPRINT))
+        if is_made and stage_name(folder) in STAGE_FACTS:
+            return folder
+    return None
 
 
 def is_half_replaced(result: Path) -> bool:

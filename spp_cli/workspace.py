@@ -19,6 +19,7 @@ from spp_cli.atomic_files import remove_leftovers
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import Fingerprint, disk_errors
 from spp_cli.locking import RunInUse
+from spp_cli.publishing import stage_around, stage_name
 from spp_cli.runs import RESULTS, STAGES, Run, State
 
 __all__ = ["STAGES", "Run", "RunInUse", "State", "Workspace"]
@@ -30,7 +31,7 @@ class Workspace:
     """The folder of all runs. Nothing is created before a stage starts.
 
     Raises:
-        WorkspaceError: ``root`` is a file, or below one.
+        WorkspaceError: ``root`` is a file, or below one, or in the folder of a stage.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -39,6 +40,11 @@ class Workspace:
             if os.path.lexists(folder):
                 _check_folder(folder, "the workspace", "--workspace")
                 break
+        if stage := stage_around(self.root):
+            raise WorkspaceError(
+                f"the workspace cannot be there: {root} is in the {stage_name(stage)} of run "
+                f"{stage.parent.name}. Choose another --workspace"
+            )
 
     @property
     def digest_cache(self) -> Path:

@@ -92,6 +92,18 @@ MISTAKES = [
         "Move it, or choose another --workspace",
     ),
     Mistake(
+        "a workspace in a stage",
+        f"spp prune small.yaml --workspace {RUN}/merge/runs",
+        f"the workspace cannot be there: {RUN}/merge/runs is in the merge of run base-wanda-0.5. "
+        "Choose another --workspace",
+    ),
+    Mistake(
+        "an archive unpacked into a stage",
+        f"spp unpack {RUN}/merge {OTHER}/prune",
+        f"the target is {OTHER}/prune, in the prune of run base-wanda-0.6, where only spp prune "
+        "writes. Choose a place outside it",
+    ),
+    Mistake(
         "a run that is a file",
         "spp prune small.yaml --run new",
         "run new cannot be there: workspace/new is not a folder. Move it, or choose another --run",
