@@ -39,6 +39,8 @@ def t5() -> None:
     transformers.T5ForConditionalGeneration(config).save_pretrained("base")
 
 
+DAMAGED = "The model is damaged; copy or download it again"
+
 MISTAKES = [
     Mistake(
         "a model folder that is not there",
@@ -154,7 +156,7 @@ MISTAKES = [
         "an index that names no shard",
         PRUNE,
         "base/model.safetensors.index.json has no weight_map; it is corrupt. Copy it anew",
-        (written("base/model.safetensors.index.json", '{"weight_map": []}'),),
+        (removed(WEIGHTS), written("base/model.safetensors.index.json", '{"weight_map": []}')),
     ),
     Mistake(
         "weights of fewer layers than config.json says",
@@ -211,19 +213,20 @@ MISTAKES = [
     Mistake(
         "a weight of NaN",
         PRUNE,
-        f"{DOWN} holds NaN or infinity in the dense model. Copy or download it anew",
+        f"base: {DOWN}.weight holds 1,536 values that are NaN or infinity. {DAMAGED}",
         (tensor_changed(WEIGHTS, f"{DOWN}.weight", lambda weight: weight.fill_(torch.nan)),),
     ),
     Mistake(
         "a weight of NaN, on a run that is to be replaced",
         "spp prune small.yaml --run base-wanda-0.5 --force",
-        f"{DOWN} holds NaN or infinity in the dense model. Copy or download it anew",
+        f"base: {DOWN}.weight holds 1,536 values that are NaN or infinity. {DAMAGED}",
         (tensor_changed(WEIGHTS, f"{DOWN}.weight", lambda weight: weight.fill_(torch.nan)),),
     ),
     Mistake(
-        "a norm of infinity, so that the calibration gives NaN",
+        "a norm of infinity",
         PRUNE,
-        "the inputs of model.layers.0.self_attn.q_proj, … hold NaN or infinity. …",
+        "base: model.layers.0.input_layernorm.weight holds 32 values that are NaN or infinity. "
+        f"{DAMAGED}",
         (
             tensor_changed(
                 WEIGHTS,
@@ -235,8 +238,8 @@ MISTAKES = [
     Mistake(
         "a weight of infinity, with a method that looks at no input",
         f"{PRUNE} --method magnitude",
-        "model.layers.0.self_attn.k_proj holds NaN or infinity in the dense model. "
-        "Copy or download it anew",
+        "base: model.layers.0.self_attn.k_proj.weight holds 512 values that are NaN or infinity. "
+        f"{DAMAGED}",
         (
             tensor_changed(
                 WEIGHTS,

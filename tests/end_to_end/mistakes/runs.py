@@ -221,7 +221,7 @@ MISTAKES = [
     ),
     Mistake(
         "an adapter of NaN",
-        "spp merge --run base-wanda-0.5 --force",
+        "spp merge --run base-wanda-0.5 --force --trust-files",
         f"merge makes NaN or infinity in {DOWN}. Nothing was saved. "
         "Finetune again with a lower finetune.learning_rate",
         (
@@ -235,7 +235,7 @@ MISTAKES = [
     ),
     Mistake(
         "an adapter that is corrupt",
-        "spp merge --run base-wanda-0.5 --force",
+        "spp merge --run base-wanda-0.5 --force --trust-files",
         f"{RUN}/finetune/adapter.safetensors is missing or corrupt: …. "
         "Finetune again: spp finetune --force",
         (garbled(f"{RUN}/finetune/adapter.safetensors"),),

@@ -39,7 +39,8 @@ MISTAKES = [
     Mistake(
         "an empty folder of texts",
         f"{PRUNE} texts",
-        "texts: no readable file in this folder. Put text, JSON, JSON lines or Parquet there",
+        "texts: no readable file in this folder. "
+        "Put text, JSON, JSON lines, CSV, Parquet or Arrow there",
         (written("texts/.hidden", "text"),),
     ),
     Mistake(
@@ -51,7 +52,7 @@ MISTAKES = [
     Mistake(
         "a text in another encoding",
         f"{PRUNE} latin.txt",
-        "latin.txt: not UTF-8 text: byte 0xe9. A binary file?",
+        "latin.txt: not UTF-8 text: byte 0xe9. Save it as UTF-8",
         (written("latin.txt", "é".encode("latin-1") * 200),),
     ),
     Mistake(
@@ -77,7 +78,7 @@ MISTAKES = [
         "a plain text for chats",
         f"{PRUNE} text.txt --format chat",
         "prune.calibration: text.txt is plain text, and format is chat. "
-        "Set format to text, or name a JSON, JSON lines or Parquet file",
+        "Set format to text, or name a file of rows: JSON, JSON lines, CSV, Parquet or Arrow",
     ),
     Mistake(
         "one of several texts that is not there",
@@ -93,7 +94,7 @@ MISTAKES = [
     Mistake(
         "a key that holds no text",
         f"{PRUNE} numbers.jsonl",
-        "numbers.jsonl:2: 'text' is a int, must be text",
+        "numbers.jsonl:2: 'text' is a number, must be text",
         (written("numbers.jsonl", '{"text": "one"}\n{"text": 2}\n'),),
     ),
     Mistake(
@@ -111,7 +112,7 @@ MISTAKES = [
     Mistake(
         "a Parquet file that is none",
         f"{PRUNE} text.parquet",
-        "text.parquet: not a valid Parquet file: …",
+        "text.parquet: not a valid Parquet or Arrow file: …",
         (written("text.parquet", b"PAR1" * 20),),
     ),
     Mistake(
@@ -214,7 +215,7 @@ MISTAKES = [
         "a plain text as instructions",
         f"{FINETUNE} --data text.txt --format alpaca",
         "finetune.data: text.txt is plain text, and format is alpaca. "
-        "Set format to text, or name a JSON, JSON lines or Parquet file",
+        "Set format to text, or name a file of rows: JSON, JSON lines, CSV, Parquet or Arrow",
     ),
     Mistake(
         "validation rows that are not there",
@@ -237,7 +238,8 @@ MISTAKES = [
     Mistake(
         "an evaluation text that is a folder of nothing",
         f"{PERPLEXITY} texts",
-        "texts: no readable file in this folder. Put text, JSON, JSON lines or Parquet there",
+        "texts: no readable file in this folder: a.bin (no text). "
+        "Put text, JSON, JSON lines, CSV, Parquet or Arrow there",
         (written("texts/a.bin", b"\0"),),
     ),
     Mistake(
