@@ -207,6 +207,9 @@ RunName = Annotated[
 ]
 
 
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
 class ModelConfig(Section):
     """Which dense model, and how it is held in memory."""
 
@@ -216,8 +219,8 @@ class ModelConfig(Section):
         "demo", description="Folder or hub id of the dense model; 'demo' is the embedded one"
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of the weights in memory and in the results; auto: as stored"
+    dtype: DType = Field(
+        "auto", description="Type of the pruned weights and all later ones; auto: as stored"
     )
     device: Device = Field(
         "auto",
@@ -497,12 +500,24 @@ class FinetuneConfig(Section):
 
 
 class MergeConfig(Section):
-    """How closely a merge is checked, and what it leaves."""
+    """In which type the merged weights are stored, how they are rounded to it, and the checks."""
 
-    check_sequences: int = Field(
-        4, ge=1, description="Sequences on which adapter and merged logits are compared"
+    dtype: DType = Field(
+        "auto", description="Type of the merged model's weights; auto: that of the pruned model"
     )
-    check_length: int = Field(128, ge=8, description="Tokens in each of them")
+    rounding: Literal["auto", "nearest", "stochastic"] = Field(
+        "auto",
+        description="How merged weights are rounded to that type; nearest: updates smaller than "
+        "half a step are lost; stochastic: up or down at random, so that on average all of the "
+        "update stays; auto: stochastic in the layers where the nearest would lose a tenth of it",
+    )
+    check_sequences: int = Field(
+        16, ge=1, description="Sequences on which the adapter and the merged model are compared"
+    )
+    check_length: int = Field(128, ge=8, description="Most tokens in each of them")
+    allow_loss: bool = Field(
+        False, description="Merge even if rounding takes nearly all of the update away"
+    )
     packed: bool = Field(
         False,
         description="Make an archive without the zeros, too, in the folder packed; spp unpack "

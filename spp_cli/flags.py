@@ -104,8 +104,8 @@ _MODEL = (
     Flag("Model", "model.revision"),
     Flag("Model", "model.trust_remote_code"),
 )
-_DEVICE = (Flag("Model", "model.device"), Flag("Model", "model.dtype"))
-
+_DEVICE = (Flag("Model", "model.device"),)
+_DTYPE = (Flag("Model", "model.dtype"),)
 _TRUST = Flag("Run", "trust_files")
 _LOADING = (
     Flag("Model", "model.device"),
@@ -172,7 +172,10 @@ _FINETUNE = (
     Flag("Training", "finetune.report_to"),
 )
 _MERGE = (
+    Flag("Result", "merge.dtype"),
+    Flag("Result", "merge.rounding"),
     Flag("Result", "merge.packed"),
+    Flag("Check", "merge.allow_loss"),
     Flag("Check", "merge.check_sequences"),
     Flag("Check", "merge.check_length"),
 )
@@ -196,7 +199,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("Calibration", "prune.calibration.seed"),
         Flag("Run", "workspace"),
     ),
-    "prune": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN, _TRUST),
+    "prune": (*_MODEL, *_DEVICE, *_DTYPE, *_PRUNE, *_RUN, _TRUST),
     "finetune": (*_FINETUNE, *_DEVICE, *_RUN, _TRUST),
     "merge": (*_MERGE, *_DEVICE, *_RUN, _TRUST),
     "eval": (*_EVAL, *_DEVICE, *_RUN, _TRUST),
@@ -207,9 +210,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("Evaluation", "eval.data_folder", "--from"),
         Flag("Model", "model.path", "--model"),
     ),
-    "plan": (*_MODEL, *_DEVICE, *_PRUNE, *_RUN),
+    "plan": (*_MODEL, *_DEVICE, *_DTYPE, *_PRUNE, *_RUN),
     "generate": _LOADING,
     "bench": _LOADING,
     "sweep": (Flag("Run", "workspace"),),
-    "run": (*_MODEL, *_DEVICE, *_PRUNE[:4], *_RUN, _TRUST),
+    "run": (*_MODEL, *_DEVICE, *_DTYPE, *_PRUNE[:4], *_RUN, _TRUST),
 }

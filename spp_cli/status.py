@@ -23,7 +23,8 @@ def run_status(run: Run) -> dict[str, Any]:
     the pruned linears; ``block_sparsity`` that of all weights in the decoder blocks.
     ``perplexity`` has its ``name``, such as "perplexity@2048", and the numbers of those ``stages``
     that were evaluated on the same text as the latest, in order. ``recovered`` is the share of the
-    loss, in nats, that came back with the latest. All of these may be None.
+    loss, in nats, that came back with the latest. ``rounding`` is what a merge has on
+    record of it. All of these may be None.
     """
     manifests = {stage: run.intact_manifest(stage) for stage in STAGES}
     evaluation = (evaluation_of(run) if manifests["eval"] else None) or {}
@@ -35,6 +36,7 @@ def run_status(run: Run) -> dict[str, Any]:
         "stages": {stage: _stage(run, stage, manifests[stage]) for stage in STAGES},
         "sparsity": _latest("sparsity", manifests),
         "block_sparsity": _latest("block_sparsity", manifests),
+        "rounding": (merge := manifests["merge"]) and merge.metrics.get("rounding"),
         "perplexity": perplexity,
         "recovered": perplexity and shares.get(perplexity["name"]),
     }

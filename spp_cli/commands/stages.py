@@ -128,6 +128,8 @@ def _document(outcome: Any) -> dict[str, Any]:
 def _line(outcome: Any) -> str:
     sparsity = outcome.manifest.metrics.get("sparsity")
     facts = "" if sparsity is None else f", sparsity {sparsity:.4f}"
+    if cost := outcome.manifest.metrics.get("rounding"):
+        facts += f", {cost['update_kept']:.0%} of the update left"
     how = f"took {duration(outcome.manifest.seconds)}{facts}"
     if lender := outcome.manifest.borrowed_from:
         how = f"is that of run {lender}{facts}"

@@ -7,6 +7,7 @@ from spp_cli.commands.parameters import WORKSPACE, argument
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
+from spp_cli.reporting.story import rounding
 from spp_cli.status import run_status
 
 __all__ = ["STATUS"]
@@ -20,6 +21,8 @@ def _status(given: Given, _: Reporter) -> Answer:
         return Answer({"workspace": str(workspace.root), "runs": rows}, text)
     status = run_status(workspace.existing_run(given["run"]))
     text = f"{tables.status_table([status])}\n\n{tables.run_table(status['stages'])}"
+    if cost := rounding(status):
+        text += f"\n\nmerge: {cost}"
     return Answer(status, text)
 
 

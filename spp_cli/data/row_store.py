@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,6 +95,15 @@ class RowStore:
             made = training_rows(replace(asked.wanted, scratch=self.folder), reporter)
             _write(path, made)
         return KeptRows(*made, path, is_new=True)
+
+    def of_digest(self, part: Literal["train", "validation"], digest: str) -> Rows | None:
+        """Return the rows of that digest, if a file of the folder has them as its ``part``."""
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
+            with suppress(*DAMAGE):
+                file = TensorFile(path)
+                if json.loads(file.metadata[part])["digest"] == digest:
+                    return _rows(file, part)
+        return None
 
 
 def _read(path: Path, reporter: Reporter) -> tuple[Rows, Rows] | None:

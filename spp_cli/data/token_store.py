@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,25 +93,39 @@ class TokenStore:
             _write(path, drawn, asked)
         return Kept(drawn, path, is_new=True)
 
+    def of_digest(self, digest: str) -> TokenSet | None:
+        """Return the tokens of that digest, if a file of the folder has them."""
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
+            with suppress(*DAMAGE):
+                file = TensorFile(path)
+                if file.metadata["digest"] == digest:
+                    return _tokens(file)
+        return None
+
 
 def _read(path: Path, asked: Asked, reporter: Reporter) -> TokenSet | None:
     """Return the tokens of a file; None if it is not there, or is not what it should be."""
     try:
-        file = TensorFile(path)
-        tokens = file.read("tokens")
-        shape = (asked.config.samples, asked.length)
-        if tokens.dtype != torch.int64 or tuple(tokens.shape) != shape:
-            raise ValueError(f"tokens is {tokens.dtype} {tuple(tokens.shape)}")
-        digest = token_digest(tokens.numpy())
-        if digest != file.metadata["digest"]:
-            raise ValueError("its tokens are not those that were written")
-        return TokenSet(tokens, file.metadata["source"], digest, file.metadata["recipe"])
+        found = _tokens(TensorFile(path))
+        if tuple(found.tokens.shape) != (asked.config.samples, asked.length):
+            raise ValueError(f"tokens is {tuple(found.tokens.shape)}")
+        return found
     except FileNotFoundError:
         return None
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or error
         reporter.warn(f"{path} is damaged, and drawn anew: {reason}")
         return None
+
+
+def _tokens(file: TensorFile) -> TokenSet:
+    tokens = file.read("tokens")
+    if tokens.dtype != torch.int64 or tokens.dim() != 2:
+        raise ValueError(f"tokens is {tokens.dtype} {tuple(tokens.shape)}")
+    digest = token_digest(tokens.numpy())
+    if digest != file.metadata["digest"]:
+        raise ValueError("its tokens are not those that were written")
+    return TokenSet(tokens, file.metadata["source"], digest, file.metadata["recipe"])
 
 
 def _write(path: Path, drawn: TokenSet, asked: Asked) -> None:

@@ -94,7 +94,8 @@ def _refuse_infinite(losses: list[float], done: int, chunks: int) -> None:
         if not math.isfinite(loss):
             raise NumericalError(
                 f"the loss of chunk {number} of {chunks} is {loss}: the model "
-                "computes NaN or infinity. Try --dtype float32, or check its weights"
+                "computes NaN or infinity. Try --device cpu, which computes in float32, or check "
+                "its weights"
             )
 
 

@@ -102,7 +102,7 @@ class ReportingScorer(HFLM):
         if any(math.isnan(value) for value in values):
             raise NumericalError(
                 f"task {self.title}: the model computes NaN. "
-                "Try --dtype float32, or check its weights"
+                "Try --device cpu, which computes in float32, or check its weights"
             )
 
 

@@ -101,6 +101,8 @@ def _recipe(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "calibration", _calibration(calibration, prune)
     if trained := manifests.get("finetune"):
         yield from _training(settings["finetune"], trained["metrics"])
+    if cost := own["metrics"].get("rounding"):
+        yield "type and rounding", f"{cost['dtype']}, {_rounded(cost['layers'])}"
     yield "digest of the keep masks", own["mask_digest"]
 
 
@@ -114,6 +116,10 @@ def _blocks(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if dense := metrics.get("dense"):
         kinds = (f"{name} ({entry['why']})" for name, entry in dense.items())
         yield "stays dense", ", ".join(kinds)
+
+
+def _rounded(layers: Mapping[str, int]) -> str:
+    return ", ".join(f"{how} in {count} layers" for how, count in layers.items())
 
 
 def _pattern(pattern: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from spp_cli.reporting.tables import TITLES
 
-__all__ = ["METHODS", "made", "model_name", "source_name", "story"]
+__all__ = ["METHODS", "made", "model_name", "rounding", "source_name", "story"]
 
 METHODS = {
     "magnitude": "magnitude pruning",
@@ -107,8 +107,32 @@ def _finetuned(manifest: Mapping[str, Any]) -> str:
 
 
 def _merged(manifest: Mapping[str, Any]) -> str:
-    sparsity = manifest["metrics"]["sparsity"]
-    return f"Merged, it is a plain model again, {sparsity:.1%} of those weights zero."
+    metrics = manifest["metrics"]
+    text = f"Merged, it is a plain model again, {metrics['sparsity']:.1%} of those weights zero."
+    if cost := rounding(metrics):
+        text += f" {cost[0].upper()}{cost[1:]}."
+    return text
+
+
+def rounding(metrics: Mapping[str, Any]) -> str:
+    """Return how the weights of a merge were rounded and what it cost; empty if not on record."""
+    cost = metrics.get("rounding")
+    if not cost:
+        return ""
+    every, random = sum(cost["layers"].values()), cost["layers"].get("stochastic", 0)
+    how = f"at random in {random} of {every} layers" if random else "to the nearest"
+    text = (
+        f"its weights were rounded to {cost['dtype']}, {how}: {cost['kept_weights_unchanged']:.1%} "
+        f"of those kept are as they were pruned, {cost['update_kept']:.0%} of the update is left, "
+        f"and the error is {cost['error_of_update']:.1%} of it by norm"
+    )
+    if loss := cost["loss"]:
+        text += (
+            f"; loss on {loss['tokens']:,} tokens of {source_name(loss['source'])}: "
+            f"{loss['pruned']:.4f} pruned, {loss['adapter']:.4f} with the adapter, "
+            f"{loss['merged']:.4f} merged"
+        )
+    return text
 
 
 def _evaluated(status: Mapping[str, Any]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spp_cli.comparability import unlike
+from spp_cli.comparability import alike, unlike
 from spp_cli.reporting.columns import error_of
 from spp_cli.reporting.terminal import duration
 
@@ -91,7 +91,23 @@ def evaluation_cells(
             won_back = _share(share.get(task)) if shares and place == 0 else ""
             rows.append([f"{task} {metric}".rstrip(), *cells, won_back])
     header = ["", *(TITLES.get(name, name) for name in models), "recovered" if shares else ""]
-    return header, rows, [f"{mark} {reason}" for reason, mark in marks.items()]
+    notes = [f"{mark} {reason}" for reason, mark in marks.items()]
+    return header, rows, [*notes, *_changed_by_merging(models)]
+
+
+def _changed_by_merging(models: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note for each perplexity, as it is shown, that a merge has changed."""
+    found = [models[stage]["results"] for stage in ("finetune", "merge") if stage in models]
+    for task in found[0] if len(found) == 2 else ():
+        before, after = (results.get(task, {}) for results in found)
+        if "nats" in before and "nats" in after and alike(before, after):
+            shown = [_measured(each, "") for each in (before, after)]
+            if shown[0] != shown[1]:
+                change = after["perplexity"] / before["perplexity"] - 1
+                yield (
+                    f"{task}: merged is {change:+.2%} from finetuned, which is what rounding the "
+                    "merged weights changes (merge.rounding, merge.dtype)"
+                )
 
 
 def _is_of(reason: str, task: str, model: Mapping[str, Any]) -> bool:

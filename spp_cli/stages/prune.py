@@ -81,7 +81,7 @@ def run(config: SppConfig, sources: Sources, target: Path, reporter: Reporter) -
         reporter.warn(strays)
     stored_as = {linear.name: stored.dtype(f"{linear.name}.weight", cast_to) for linear in linears}
     rewriter = CheckpointRewriter(stored, target, decoder, cast_to)
-    processes.decide(lambda: rewriter.is_written(0) or rewriter.check_source(reporter))
+    processes.decide(partial(_check_weights, rewriter, reporter))
     tokens = None
     if settings.reads_text:
         with processes.main_first():
@@ -192,6 +192,12 @@ def _warn_of_what_stays_dense(blocks: Mapping[str, Any], reporter: Reporter) -> 
             f"{entry['why']}{more}. Sparsity is counted over the linear layers that are pruned; "
             "spp plan lists the others"
         )
+
+
+def _check_weights(rewriter: CheckpointRewriter, reporter: Reporter) -> None:
+    """Refuse weights that cannot be stored, unless a pruning that is resumed did so before."""
+    if not rewriter.is_written(0):
+        rewriter.check_source(reporter)
 
 
 def _tell_of_thin_text(figures: Mapping[str, Mapping[str, Any]], reporter: Reporter) -> None:

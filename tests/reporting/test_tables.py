@@ -66,6 +66,24 @@ def test_an_evaluation_shows_every_stage_and_what_came_back() -> None:
     assert lines[6].split() == ["next-line", "acc_norm", "0.500", "0.500", "0.500"]
 
 
+def test_a_perplexity_that_a_merge_has_changed_is_remarked_on() -> None:
+    models = {name: model(24.4, 0.34, 0.75) for name in ("finetune", "merge")}
+    for each in models.values():
+        each["results"]["perplexity@256"] |= {
+            "nats": 3.19,
+            "digest": "a",
+            "length": 256,
+            "source": "text",
+            "tokens": 255,
+        }
+    assert "rounding" not in evaluation_table({"models": models})
+    models["merge"]["results"]["perplexity@256"]["perplexity"] = 26.84
+    note = evaluation_table({"models": models}).splitlines()[-1]
+    assert note.startswith("perplexity@256: merged is +10.00% from finetuned")
+    models["merge"]["results"]["perplexity@256"]["digest"] = "b"  # of another text
+    assert "+10.00%" not in evaluation_table({"models": models})
+
+
 def test_a_task_that_one_stage_lacks_is_a_dash_there() -> None:
     lacking = {"results": {"boolq": {"metrics": {"acc": 0.7}}}}
     document = {"models": {"dense": model(18.5, 0.35, 0), "prune": lacking}}

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import FAMILIES, make_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 import spp_cli.adapters
 from spp_cli.adapters.adapter import AdapterMethod
-from spp_cli.adapters.attach import save_adapter
+from spp_cli.adapters.attach import adapted_layers, save_adapter
 from spp_cli.adapters.lora import LoRA
 from spp_cli.adapters.spp import SPP, SPPLinear
+from spp_cli.card import model_card
 from spp_cli.config import SppConfig
-from spp_cli.errors import CheckFailed, ModelError
+from spp_cli.data.row_store import RowStore
+from spp_cli.errors import CheckFailed, ConfigError, ModelError
 from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.progress import Silent
+from spp_cli.reporting.story import made, rounding
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.verify import RECORD, verify_folder
 from spp_cli.stages import merge, prune
+from spp_cli.stages.recorded_text import recorded_text
 from spp_cli.stages.sparse_model import adapted_model, float32_logits, pruned_model
 from spp_cli.stages.stage import Result, Sources
+from spp_cli.status import run_status
 
 
 class Careless(SPPLinear):
@@ -74,11 +82,14 @@ def dtype(request):
 
 
 def adapted(
-    root: Path, dtype: torch.dtype = torch.float32, method: AdapterMethod | None = None
+    root: Path,
+    dtype: torch.dtype = torch.float32,
+    method: AdapterMethod | None = None,
+    make: Callable[[Path, torch.dtype], Path] | None = None,
 ) -> Sources:
     """Return the sources of a merge: a tiny model, pruned, with an adapter that does something."""
     method = method or SPP()
-    dense = make_model("llama", root / "dense", dtype)
+    dense = (make or partial(make_model, "llama"))(root / "dense", dtype)
     for file in locate("demo")[0].glob("tokenizer*"):  # it goes on, though nothing reads it here
         shutil.copy(file, dense)
     (dense / "additional_chat_templates").mkdir()
@@ -89,7 +100,7 @@ def adapted(
     settings = {"prune": {"method": "magnitude", "pattern": "2:8"}}
     prune.run(SppConfig.model_validate(settings), sources, root / "prune", Silent())
     sparse = pruned_model(root / "prune", dtype=torch.float32, trust_remote_code=False)
-    names = sparse.choose(("*",), ("*.0.mlp.down_proj",))
+    names = [name for name in sparse.choose(("*",), ()) if not name.endswith(".0.mlp.down_proj")]
     sparse.load(torch.device("cpu"), method, names)
     torch.manual_seed(1)
     for name, parameter in sparse.model.named_parameters():
@@ -105,9 +116,19 @@ def adapted(
     return sources
 
 
-def merged(sources: Sources, target: Path) -> Result:
+def merged(
+    sources: Sources, target: Path, reporter: Silent | None = None, **settings: object
+) -> Result:
     target.mkdir()
-    return merge.run(SppConfig(), sources, target, Silent())
+    config = SppConfig.model_validate({"merge": settings})
+    return merge.run(config, sources, target, reporter or Silent())
+
+
+def scale_update(sources: Sources, factor: float) -> None:
+    """Make the adapter's change of each weight so many times what it was."""
+    path = sources.stages["finetune"] / "adapter.safetensors"
+    tensors = load_file(path)
+    save_file({k: v * factor if k.endswith(".B") else v for k, v in tensors.items()}, path)
 
 
 def test_the_merged_model_computes_what_the_adapted_one_does(tmp_path, dtype):
@@ -218,3 +239,135 @@ def test_plain_lora_is_masked_again_and_what_that_costs_is_told(tmp_path):
     assert 0.6 < lost < 0.9  # three quarters of a random update fall on pruned weights
     assert metrics["largest_logit_difference"] > 1e-3
     assert f"{lost:.0%} of its change" in reporter.warnings[-1]
+
+
+def test_an_update_below_half_a_step_is_not_thrown_away(tmp_path):
+    sources = adapted(tmp_path, torch.bfloat16)
+    scale_update(sources, 1e-3)
+    with pytest.raises(CheckFailed, match=r"nearest\) loses nearly all.*merge\.dtype: float32"):
+        merged(sources, tmp_path / "refused", rounding="nearest")
+    assert not list((tmp_path / "refused").iterdir())
+    reporter = Silent()
+    lost = merged(sources, tmp_path / "lost", reporter, rounding="nearest", allow_loss=True)
+    kept = merged(sources, tmp_path / "kept")
+    costs = [result.metrics["rounding"] for result in (lost, kept)]
+    assert costs[0]["kept_weights_unchanged"] > 0.99
+    assert costs[0]["error_of_update"] > 0.9
+    assert costs[0]["update_kept"] < 0.1
+    assert re.search(r"^rounded to bfloat16 \(nearest\): (99|100)\.", reporter.warnings[0])
+    assert costs[1]["layers"] == {"stochastic": 13}
+    assert costs[1]["update_kept"] == pytest.approx(1, abs=0.3)
+    assert verify_folder(tmp_path / "kept", "2:8").ok
+    again = merged(sources, tmp_path / "again", rounding="stochastic")
+    assert again.metrics["rounding"] == costs[1]
+    files = [tmp_path / name / "model.safetensors" for name in ("kept", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_a_merge_says_of_its_rounding_is_what_the_files_say(tmp_path):
+    sources = adapted(tmp_path, torch.bfloat16)
+    scale_update(sources, 0.02)
+    cost = merged(sources, tmp_path / "merge", rounding="nearest").metrics["rounding"]
+    sparse = adapted_model(sources.stages["prune"], sources.stages["finetune"], **ON_CPU)
+    layers = adapted_layers(sparse.model)
+    before, after = Checkpoint(tmp_path / "prune"), Checkpoint(tmp_path / "merge")
+    base, stored = (
+        torch.cat([each.tensor(f"{name}.weight").double().flatten() for name in layers])
+        for each in (before, after)
+    )
+    exact = torch.cat([layer.effective_weight().double().flatten() for layer in layers.values()])
+    keep = torch.cat([sparse.masks[name].flatten() for name in layers])
+    update, error = exact - base, stored - exact
+    assert cost["error_of_update"] == pytest.approx((error.norm() / update.norm()).item(), rel=1e-3)
+    assert cost["kept_weights_unchanged"] == (stored == base)[keep].double().mean().item()
+    found = (update @ (stored - base) / (update @ update)).item()
+    assert cost["update_kept"] == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.parametrize(("asked", "factor"), [("float32", 1e-3), ("float16", 1.0)])
+def test_another_type_is_stored_everywhere_and_config_json_says_so(asked, factor, tmp_path):
+    sources = adapted(tmp_path, torch.bfloat16)
+    scale_update(sources, factor)
+    metrics = merged(sources, tmp_path / "merge", dtype=asked).metrics
+    checkpoint = Checkpoint(tmp_path / "merge")
+    dtype = getattr(torch, asked)
+    assert {checkpoint.dtype(name) for name in checkpoint.locations} == {dtype}
+    assert checkpoint.config["dtype"] == asked == metrics["rounding"]["dtype"]
+    before = Checkpoint(tmp_path / "prune")
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert torch.equal(checkpoint.tensor(name), before.tensor(name).to(dtype))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merge", dtype="auto")
+    assert model.dtype == dtype
+    assert verify_folder(tmp_path / "merge", "2:8").ok
+    exact = {"float32": 1e-6, "float16": 1e-2}[asked]
+    assert metrics["rounding"]["error_of_update"] <= exact
+    assert metrics["largest_logit_difference"] <= exact
+
+
+def test_a_type_for_pruning_is_not_taken_and_ignored(tmp_path):
+    sources = adapted(tmp_path, torch.bfloat16)
+    config = SppConfig.model_validate({"model": {"dtype": "float32"}})
+    (tmp_path / "merge").mkdir()
+    with pytest.raises(ConfigError, match=r"pruned in bfloat16.*merge\.dtype: float32"):
+        merge.run(config, sources, tmp_path / "merge", Silent())
+
+
+def test_a_merged_weight_that_overflows_is_refused_by_name(tmp_path):
+    sources = adapted(tmp_path, torch.bfloat16)
+    scale_update(sources, 1e9)
+    with pytest.raises(ModelError, match=r"layers\.\d\..* has values of up to .*merge\.dtype to"):
+        merged(sources, tmp_path / "merge", dtype="float16")
+    assert not list((tmp_path / "merge").iterdir())
+
+
+def test_losses_are_those_of_the_runs_own_text(side_by_side):
+    run = side_by_side.run("wanda")
+    loss = run.manifest("merge").metrics["rounding"]["loss"]
+    rows = run.manifest("finetune").metrics["validation"]
+    assert loss["source"] == rows["source"]
+    folders = {"prune": run.folder / "prune", "finetune": run.folder / "finetune"}
+    store = RowStore(side_by_side.training, side_by_side.digest_cache)
+    sources = Sources(Path(), False, folders, rows=store)
+    tokens = recorded_text(sources, "validation", sequences=1, length=8).tokens
+    assert loss["tokens"] == tokens.numel() - len(tokens)
+    models = {
+        "pruned": AutoModelForCausalLM.from_pretrained(folders["prune"], dtype=torch.float32),
+        "adapter": adapted_model(*folders.values(), **ON_CPU).model,
+        "merged": AutoModelForCausalLM.from_pretrained(run.folder / "merge", dtype=torch.float32),
+    }
+    for name, model in models.items():
+        with torch.no_grad():
+            found = model(tokens, labels=tokens).loss.item()
+        assert loss[name] == pytest.approx(found, abs=1e-5), name
+    cost = rounding(run_status(run))
+    assert f"{loss['adapter']:.4f} with the adapter, {loss['merged']:.4f} merged" in cost
+    assert cost[4:] in made({"merge": run.manifest("merge").model_dump()}, "base")[0]
+    assert "type and rounding:** bfloat16, " in model_card(run, "merge")
+
+
+def test_a_model_that_also_sees_is_merged(tmp_path):
+    """Its vocabulary stands in the part of config.json that is for text."""
+
+    def make(folder: Path, dtype: torch.dtype) -> Path:
+        text = {**FAMILIES["gemma3"][1], "vocab_size": 128}
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        torch.manual_seed(0)
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        Gemma3ForConditionalGeneration(config).to(dtype).save_pretrained(folder)
+        written = json.loads((folder / "config.json").read_text())
+        written["text_config"]["dtype"] = "bfloat16"  # as in some that are published
+        (folder / "config.json").write_text(json.dumps(written))
+        return folder
+
+    sources = adapted(tmp_path, torch.bfloat16, make=make)
+    metrics = merged(sources, tmp_path / "merge", dtype="float32").metrics
+    assert metrics["largest_logit_difference"] < 1e-5 < metrics["largest_logit"]
+    config = Checkpoint(tmp_path / "merge").config
+    assert {config["dtype"], config["text_config"]["dtype"]} == {"float32"}
+
+
+def test_a_short_context_is_long_enough(tmp_path):
+    make = partial(make_model, "gpt2")  # it has 64 positions, and no 65th
+    sources = adapted(tmp_path, make=make)
+    assert merged(sources, tmp_path / "merge").metrics["largest_logit_difference"] < 1e-5
