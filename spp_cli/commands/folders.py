@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spp_cli.commands.command import Command, Given
-from spp_cli.commands.parameters import argument, option
+from spp_cli.commands.parameters import argument, option, switch
 from spp_cli.outputs import check_output_folder
 from spp_cli.progress import Reporter
 from spp_cli.reporting import tables
@@ -17,7 +17,9 @@ __all__ = ["UNPACK", "VERIFY"]
 def _verify(given: Given, _: Reporter) -> Answer:
     from spp_cli.sparsity.verify import verify_folder
 
-    report = verify_folder(given["path"], given["pattern"])
+    report = verify_folder(
+        given["path"], given["pattern"], trust_remote_code=given["trust_remote_code"]
+    )
     return Answer(report.as_dict(), tables.verify_table(report.as_dict()), report.summary())
 
 
@@ -36,6 +38,7 @@ VERIFY = Command(
             "Pattern to check against; default: what spp recorded in the folder",
             metavar="N:M",
         ),
+        switch("trust_remote_code", "Run Python code that comes with the model"),
     ],
     _verify,
 )

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spp_cli.adapters.adapter import AdaptedLinear
-from spp_cli.config import EvalConfig, SppConfig
+from spp_cli.config import SppConfig
 from spp_cli.data.stdlib import missing_modules
 from spp_cli.data.tokens import TokenSet, evaluation_tokens, resolve_length
 from spp_cli.evaluation.harness import (
@@ -67,8 +67,8 @@ class Measure:
         self, config: SppConfig, cache: Path | None, reporter: Reporter, *, again: bool = False
     ) -> None:
         self._again = again
+        self._config = config
         self._settings = config.eval
-        self._trusted = config.model.trust_remote_code
         self._device = resolve_device(config.model.device).type
         self._cache = cache
         self._reporter = reporter
@@ -77,7 +77,9 @@ class Measure:
 
     def __call__(self, subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return results by task, and figures of the model itself."""
-        tokenizer = load_tokenizer(subject.folder, trust_remote_code=self._trusted)
+        tokenizer = load_tokenizer(
+            subject.folder, trust_remote_code=self._config.model.trust_remote_code
+        )
         if self._tasks and self._settings.chat_template:
             check_chat_template(tokenizer)
 
@@ -135,7 +137,7 @@ class Measure:
                 f"this Python lacks {', '.join(missing)} of the embedded model's test text; "
                 "its numbers do not compare with those of other machines"
             )
-        return evaluation_text(self._settings, tokenizer, folder, demo, self._reporter)
+        return evaluation_text(self._config, tokenizer, folder, demo, self._reporter)
 
     def _perplexity(self, model: LoadModel, tokens: TokenSet) -> dict[str, Any]:
         size = self._settings.batch_size
@@ -160,16 +162,17 @@ class Measure:
 
 
 def evaluation_text(
-    settings: EvalConfig,
+    config: SppConfig,
     tokenizer: Any,
     folder: Path,
     demo: bool,
     reporter: Reporter | None = None,
 ) -> TokenSet:
     """Return the text that perplexity is measured on, for the model in ``folder``."""
+    settings = config.eval
     length = resolve_length(
         settings.perplexity.sequence_length,
-        load_config(folder),
+        load_config(folder, trust_remote_code=config.model.trust_remote_code),
         setting="eval.perplexity.sequence_length",
     )
     return evaluation_tokens(

@@ -62,7 +62,7 @@ def samples(
 def _from_the_text(config: SppConfig, sources: Sources, tokenizer: Any) -> list[str]:
     """Return the first lines of three pieces of the text, evenly spread."""
     demo = is_demo_family(sources.model)
-    tokens = evaluation_text(config.eval, tokenizer, sources.model, demo).tokens
+    tokens = evaluation_text(config, tokenizer, sources.model, demo).tokens
     every = max(1, len(tokens) // 3)
     pieces = [
         tokenizer.decode(row[:_TOKENS], skip_special_tokens=True) for row in tokens[::every][:3]
