@@ -18,8 +18,8 @@ from spp_cli.publishing import ARCHIVE
 from spp_cli.sparsity.archive import pack_folder
 from spp_cli.sparsity.masks import FILE_NAME, save_masks
 from spp_cli.sparsity.verify import RECORD, recorded_blocks, recorded_pattern, write_sparsity_record
-from spp_cli.stages.merge_check import Losses, MergeCheck, refuse_lost_update
-from spp_cli.stages.merged_weights import MUCH, MergedWeights, merge_weights
+from spp_cli.stages.merge_check import Losses, MergeCheck, costs_much, refuse_lost_update
+from spp_cli.stages.merged_weights import MergedWeights, merge_weights
 from spp_cli.stages.sparse_model import adapted_model
 from spp_cli.stages.stage import Result, Sources
 
@@ -103,9 +103,7 @@ def _check_dtype(config: SppConfig, checkpoint: Checkpoint) -> None:
 def _say(merged: MergedWeights, losses: Losses | None, how: str, reporter: Reporter) -> None:
     """Say what rounding and the mask cost, as a warning if it is much."""
     cost = merged.cost
-    kept = losses.gain_kept if losses else None
-    is_much = cost.error_share > MUCH if kept is None else kept < 1 - MUCH
-    tell = reporter.warn if is_much else reporter.say
+    tell = reporter.warn if costs_much(cost, losses) else reporter.say
     tell(
         f"rounded to {how}: {cost.unchanged / cost.kept:.1%} of the kept weights stay as pruned; "
         f"the error is {cost.error_share:.1%} of the update by norm, and {cost.update_kept:.0%} of "

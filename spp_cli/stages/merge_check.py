@@ -17,12 +17,12 @@ from spp_cli.data.tokens import context_of
 from spp_cli.errors import CheckFailed
 from spp_cli.evaluation.perplexity import perplexity
 from spp_cli.progress import Silent
-from spp_cli.stages.merged_weights import RoundingCost
+from spp_cli.stages.merged_weights import MUCH, RoundingCost
 from spp_cli.stages.recorded_text import recorded_text
 from spp_cli.stages.sparse_model import SparseModel, float32_logits
 from spp_cli.stages.stage import Sources
 
-__all__ = ["Losses", "MergeCheck", "refuse_lost_update"]
+__all__ = ["Losses", "MergeCheck", "costs_much", "refuse_lost_update"]
 
 _LOGITS_OF = 4  # sequences; those of all would take gigabytes
 _NEARLY_NOTHING = 0.1
@@ -45,6 +45,11 @@ class Losses:
         gain = self.pruned - self.adapter
         return (self.pruned - self.merged) / gain if gain >= _A_GAIN else None
 
+    @property
+    def drift(self) -> float:
+        """How far the merged model's loss is from the adapter's."""
+        return abs(self.merged - self.adapter)
+
     def described(self) -> dict[str, Any]:
         """Return them, and the share of the gain that is left, for the manifest."""
         return {**asdict(self), "gain_kept": self.gain_kept}
@@ -55,6 +60,18 @@ class Losses:
             f"loss on {self.tokens:,} tokens of {self.source}: pruned {self.pruned:.4f}, "
             f"with the adapter {self.adapter:.4f}, merged {self.merged:.4f} nats{kept}"
         )
+
+
+def costs_much(cost: RoundingCost, losses: Losses | None) -> bool:
+    """Whether rounding takes more than a tenth of what the adapter brought.
+
+    By its gain; where that is too small to be measured, by the norm of the error, unless this is
+    seen to be harmless: all of the update is left and the loss is the adapter's.
+    """
+    if losses and losses.gain_kept is not None:
+        return losses.gain_kept < 1 - MUCH
+    harmless = cost.update_kept > 1 - MUCH and losses is not None and losses.drift < _A_GAIN
+    return cost.error_share > MUCH and not harmless
 
 
 def refuse_lost_update(cost: RoundingCost, losses: Losses | None, how: str) -> None:

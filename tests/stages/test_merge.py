@@ -31,6 +31,8 @@ from spp_cli.reporting.story import made, rounding
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.verify import RECORD, verify_folder
 from spp_cli.stages import merge, prune
+from spp_cli.stages.merge_check import Losses, costs_much
+from spp_cli.stages.merged_weights import RoundingCost
 from spp_cli.stages.recorded_text import recorded_text
 from spp_cli.stages.sparse_model import adapted_model, float32_logits, pruned_model
 from spp_cli.stages.stage import Result, Sources
@@ -302,6 +304,24 @@ def test_another_type_is_stored_everywhere_and_config_json_says_so(asked, factor
     exact = {"float32": 1e-6, "float16": 1e-2}[asked]
     assert metrics["rounding"]["error_of_update"] <= exact
     assert metrics["largest_logit_difference"] <= exact
+
+
+@pytest.mark.parametrize(
+    ("error", "product", "losses", "much"),
+    [
+        (1e-4, 1.0, None, False),
+        (0.04, 0.96, None, True),  # a fifth of the norm
+        (4.0, 1.0, None, True),
+        (4.0, 1.0, (5.0, 4.995, 4.996), False),  # seen to be harmless
+        (4.0, 1.0, (5.0, 4.995, 5.2), True),
+        (1.0, 0.05, (5.0, 4.995, 5.0), True),
+        (4.0, 1.0, (5.0, 4.0, 4.05), False),  # 95 % of the gain is left
+        (1e-4, 1.0, (5.0, 4.0, 4.2), True),
+    ],
+)
+def test_it_is_warned_of_what_costs_the_finetune_much(error, product, losses, much):
+    cost = RoundingCost(kept=10, update=1.0, error=error, product=product)
+    assert costs_much(cost, Losses(*losses, 100, "text") if losses else None) == much
 
 
 def test_a_type_for_pruning_is_not_taken_and_ignored(tmp_path):
