@@ -168,6 +168,20 @@ def as_word(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("+", "p")).strip("-._").lower()
 
 
+def hub_origin(path: str) -> tuple[str, str] | None:
+    """Return hub id and commit of a model whose folder lies in a cache of the hub; None if not."""
+    *_, repository, snapshots, revision = ("", "", "", *path.rstrip("/").split("/"))
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/"), revision
+
+
+def _own_name(path: str) -> str:
+    """Return what a model is called, without the folders that lead to it."""
+    found = hub_origin(path)  # its folder is named after a commit
+    return found[0] if found else path.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _at_commas(value: Any) -> Any:
     """Split "a, b" into its parts, so that a list may be written as one text."""
     if not isinstance(value, str):
@@ -596,7 +610,7 @@ class SppConfig(Section):
         """Return ``run``, or a name made of the model, the method and the pattern."""
         if self.run:
             return self.run
-        model = as_word(self.model.path.rstrip("/").rsplit("/", 1)[-1])
+        model = as_word(_own_name(self.model.path))
         pattern = self.prune.pattern
         amount = f"{self.prune.sparsity:g}"
         if pattern != "unstructured":

@@ -19,6 +19,7 @@ from spp_cli.config import (
     SppConfig,
     parse_n_of_m,
 )
+from spp_cli.reporting.story import model_name
 
 PATTERNS = st.tuples(st.integers(1, 64), st.integers(2, 64)).filter(lambda p: p[0] < p[1])
 
@@ -119,6 +120,15 @@ def test_a_list_may_be_written_as_one_text_with_commas() -> None:
 
 def test_a_section_left_empty_has_its_defaults() -> None:
     assert SppConfig.model_validate({"prune": None, "eval": None}) == SppConfig()
+
+
+def test_a_model_in_the_hubs_cache_names_a_run_by_its_name_there_and_not_by_a_commit() -> None:
+    folder = f"/cache/models--owner--A-model/snapshots/{'0' * 40}"
+    for path in (folder, f"{folder}/", folder.lstrip("/")):
+        assert SppConfig.model_validate({"model": {"path": path}}).run_name() == (
+            "owner-a-model-wanda-0.5"
+        )
+        assert model_name(path) == "owner/A-model"
 
 
 @given(st.text(min_size=1, max_size=60))

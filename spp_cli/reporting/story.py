@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spp_cli.config import hub_origin
 from spp_cli.reporting.tables import TITLES
 
 __all__ = ["METHODS", "made", "model_name", "rounding", "source_name", "story"]
@@ -31,7 +32,8 @@ _ALLOCATIONS = {
 
 def model_name(path: str) -> str:
     """Return what a model is called where people read it."""
-    return "the embedded model" if path == "demo" else path
+    in_cache = hub_origin(path)
+    return "the embedded model" if path == "demo" else in_cache[0] if in_cache else path
 
 
 def story(run: Mapping[str, Any]) -> str:

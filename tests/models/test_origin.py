@@ -29,6 +29,13 @@ def test_terms_and_languages_are_those_of_the_models_own_card(tmp_path: Path) ->
     }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_the_licence_of_a_card_is_read_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    card = "---\r\nlicense: other\r\nlicense_name: café\r\n---\r\n# “A model”\r\n"
+    (tmp_path / "README.md").write_bytes(card.encode(encoding))
+    assert origin(tmp_path) == {"license": "other", "license_name": "café"}
+
+
 def test_the_embedded_model_says_its_licence() -> None:
     assert origin(locate("demo")[0]) == {"license": "apache-2.0"}
 
