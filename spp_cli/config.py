@@ -250,7 +250,7 @@ class TextConfig(Section):
 
     source: Text = Field(
         "auto",
-        description="demo, c4, wikitext2, a text or JSON lines file, a folder of them, or a hub "
+        description="demo, c4, wikitext2, a file of text or rows, a folder of them, or a hub "
         "data set; auto: demo for the embedded model, else c4 (evaluation: wikitext2)",
     )
     subset: str | None = Field(
@@ -259,7 +259,7 @@ class TextConfig(Section):
     split: str | None = Field(
         None, description="Split of a hub data set; default: what the use asks for"
     )
-    field: Text = Field("text", description="Key of the text in JSON lines and hub data sets")
+    field: Text = Field("text", description="Key or column of the text, where there are rows")
     sequence_length: Length = Field(
         "auto",
         description="Tokens of a sequence; auto: 2048, or the model's context if that is shorter",
@@ -272,7 +272,7 @@ class CalibrationConfig(TextConfig):
     # Wider than a text's: several sources, each of which is one.
     source: Annotated[str | dict[str, float], Mixture()] = Field(  # type: ignore[assignment]
         "auto",
-        description="demo, c4, wikitext2, a text or JSON lines file, a folder of them, a hub data "
+        description="demo, c4, wikitext2, a file of text or rows, a folder of them, a hub data "
         "set, or stored tokens; several by weight: {c4: 3, chats.jsonl: 1}; auto: demo for the "
         "embedded model, else c4",
     )
@@ -397,7 +397,7 @@ class TrainingDataConfig(Section):
 
     source: Text = Field(
         "auto",
-        description="demo, a JSON, JSON lines or text file, a folder, or a hub data set; auto: "
+        description="demo, a file of rows or text, a folder of them, or a hub data set; auto: "
         "demo for the embedded model, else vicgalle/alpaca-gpt4",
     )
     subset: str | None = Field(None, description="Configuration of a hub data set")

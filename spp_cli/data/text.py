@@ -201,7 +201,7 @@ def find(source: str, setting: str) -> Path | None:
 
 def how_to_supply(name: str, section: str) -> str:
     """Return the sentence that tells how to have the hub's data set ``name`` read from disk."""
-    setting = f"{section}.source to a text or JSON lines file, or a folder of them"
+    setting = f"{section}.source to a file of text or rows, or a folder of them"
     if section == "eval.perplexity":
         return f"Put a copy at DATA_FOLDER/{name} and set eval.data_folder, or set {setting}"
     return f"Set {setting}"

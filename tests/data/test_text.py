@@ -176,5 +176,7 @@ def test_an_unreachable_data_set_says_how_to_supply_it(tmp_path: Path) -> None:
     (tmp_path / "owner/name").mkdir(parents=True)
     with pytest.raises(DataError, match="Put a copy at DATA_FOLDER/owner/name and set eval"):
         load("owner/name", "test", data_folder=tmp_path)
-    with pytest.raises(DataError, match=r"Set prune\.calibration\.source to a text or JSON lines"):
+    with pytest.raises(
+        DataError, match=r"Set prune\.calibration\.source to a file of text or rows"
+    ):
         load("owner/name", data_folder=tmp_path)

@@ -108,7 +108,7 @@ def test_a_run_in_use_names_the_process_that_holds_it() -> None:
         (
             "spp prune small.yaml --run new --calibration c4",
             "data set allenai/c4 (en/…): no connection to the hub, nor a copy in its cache. "
-            "Set prune.calibration.source to a text or JSON lines file, or a folder of them",
+            "Set prune.calibration.source to a file of text or rows, or a folder of them",
         ),
         (
             "spp eval small.yaml --text wikitext2",
