@@ -254,11 +254,16 @@ class _Work:
 def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Work:
     folders = {name: run.require(name, for_stage=stage) for name in _NEEDS[stage]}
     model, demo = dense_model(config, stage)
-    digests = {"dense": _model_digest(model, workspace)} if stage in ("prune", "eval") else {}
+    digests = {}
+    if stage == "prune" or _measures_dense(stage, config):
+        digests["dense"] = _model_digest(model, workspace)
     if stage == "eval":
         folders = {name: path for name in MODULES if (path := run.stage(name))}
         if run.intact_manifest(stage) is None:  # an evaluation adds to what it has found before
             folders.pop(stage, None)
+    if stage == "eval" and "dense" not in digests:
+        demo = demo or _is_demo_run(folders)
+        digests |= _recorded_dense(run)
     for name in folders:
         manifest = run.manifest(name)
         assert manifest is not None
@@ -273,6 +278,28 @@ def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Wor
     fingerprint = settings_fingerprint(stage, config, inputs)
     fingerprint = replace(fingerprint, settings={**fingerprint.settings, **more})
     return _Work(model, demo, folders, digests, fingerprint)
+
+
+def _measures_dense(stage: str, config: SppConfig) -> bool:
+    return stage == "eval" and "dense" in config.eval.stages
+
+
+def _is_demo_run(folders: Mapping[str, Path]) -> bool:
+    """Whether the dense model, which nobody reads, is the embedded one or was made from it."""
+    from spp_cli.models.checkpoint import is_demo_family
+
+    return any(is_demo_family(folder) for folder in folders.values())
+
+
+def _recorded_dense(run: Run) -> dict[str, str]:
+    """Return the digest of the dense model, or its beginning, as far as the run has it on record.
+
+    What was measured of that model holds as long as it is this one.
+    """
+    pruned, evaluated = (run.intact_manifest(name) for name in ("prune", "eval"))
+    digest = pruned.settings.get("model", {}).get("digest") if pruned else None
+    digest = digest or (evaluated and evaluated.inputs.get("model"))
+    return {"dense": str(digest)} if digest else {}
 
 
 def _run_stage(
@@ -368,6 +395,7 @@ def dense_model(config: SppConfig, stage: str) -> tuple[Path, bool]:
     from spp_cli.models.checkpoint import is_demo_family, locate
 
     is_unread = stage == "merge" or (stage == "finetune" and not config.finetune.distill)
+    is_unread |= stage == "eval" and not _measures_dense(stage, config)
     if is_unread and config.model.path != "demo":
         return Path(config.model.path), False
     folder, embedded = locate(

@@ -12,7 +12,7 @@ import torch
 from conftest import make_base_and_text, make_model
 
 from spp_cli.config import SppConfig
-from spp_cli.errors import NumericalError, WorkspaceError
+from spp_cli.errors import ModelError, NumericalError, WorkspaceError
 from spp_cli.invocation import resolve_stage
 from spp_cli.pipeline import StageOutcome, run_stages, up_to_date
 from spp_cli.plan import stage_actions
@@ -353,6 +353,33 @@ def test_the_advice_to_keep_both_works_and_links_what_is_the_same():
     assert states("third") == {**dict.fromkeys(STAGES[:3], "done"), "eval": "missing"}
     with pytest.raises(WorkspaceError, match="run both has a finetune that is not that of r"):
         run("merge", name="both", source="r")
+
+
+def test_one_stage_is_evaluated_without_the_dense_model_and_beside_what_was_measured_of_it():
+    results = Path("workspace/r/eval/results.json")
+    before = json.loads(results.read_text())
+    shutil.rmtree("base")
+    changes = {"eval.stages": ["merge"], "eval.perplexity.max_chunks": 1}
+    reporter = Bars()
+    assert skipped(run("eval", changes=changes, reporter=reporter)) == []
+    assert reporter.opened == ["perplexity@32"]  # of the merged model alone
+    after = json.loads(results.read_text())
+    assert list(after["models"]) == list(before["models"])
+    for stage in ("dense", "prune", "finetune"):
+        assert after["models"][stage] == before["models"][stage]
+    assert after["models"]["merge"] != before["models"]["merge"]
+    assert skipped(run("eval", changes=changes)) == ["eval"]
+    with pytest.raises(ModelError, match="base: no such folder"):
+        run("eval", changes={"eval.stages": ["dense", "merge"]})
+
+
+def test_what_was_measured_of_another_dense_model_is_not_kept_beside_one_stage():
+    results = Path("workspace/r/eval/results.json")
+    document = json.loads(results.read_text())
+    document["models"]["dense"]["digest"] = "ab" * 32
+    results.write_text(json.dumps(document))
+    run("eval", changes={"eval.stages": ["merge"]})
+    assert list(json.loads(results.read_text())["models"]) == ["prune", "finetune", "merge"]
 
 
 def test_without_hard_links_the_files_are_copied(monkeypatch):
