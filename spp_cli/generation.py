@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spp_cli.data.tokens import check_vocabulary
 from spp_cli.models.loading import quiet
 
 __all__ = ["Continuation", "Decoding", "continuation"]
@@ -34,7 +35,12 @@ class Continuation:
 def continuation(
     model: PreTrainedModel, tokenizer: Any, tokens: Sequence[int], decoding: Decoding
 ) -> Continuation:
-    """Return what ``model`` writes after ``tokens``, until it ends by itself or is cut."""
+    """Return what ``model`` writes after ``tokens``, until it ends by itself or is cut.
+
+    Raises:
+        ModelError: a token lies outside the model's vocabulary.
+    """
+    check_vocabulary(max(tokens, default=0), model.config)
     given = torch.tensor([tokens], device=model.device)
     end = tokenizer.eos_token_id
     chosen: dict[str, Any] = {"do_sample": False}

@@ -181,3 +181,19 @@ def test_a_prompt_that_is_no_text_is_a_mistake(prompt: bytes) -> None:
     done = subprocess.run(command, input=b"\xff\xfe", capture_output=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: the prompt is no text in UTF-8")
+
+
+def test_a_token_without_an_embedding_is_refused_in_one_line(
+    side_by_side: Workspace, tmp_path: Path
+) -> None:
+    shutil.copytree(side_by_side.root / "wanda" / "prune", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "model")
+    done = CliRunner().invoke(app, ["generate", "--chat", "model", PROMPT])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "error: token id 4096 is outside the model's vocabulary of 4096. "
+        "Use the tokenizer that belongs to the model\n"
+    )

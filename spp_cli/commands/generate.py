@@ -85,7 +85,7 @@ def _written(model: NamedModel, prompt: str, chat: bool, decoding: Decoding) -> 
     import gc
 
     from spp_cli.data.conversations import chat_prompt
-    from spp_cli.data.tokens import encode
+    from spp_cli.data.tokens import check_vocabulary, encode
     from spp_cli.generation import continuation
     from spp_cli.models.context import context_of
     from spp_cli.models.loading import load_config, load_tokenizer
@@ -94,7 +94,9 @@ def _written(model: NamedModel, prompt: str, chat: bool, decoding: Decoding) -> 
     tokenizer = load_tokenizer(model.folder, trust_remote_code=trusted)
     text = chat_prompt(prompt, tokenizer) if chat else prompt
     tokens = encode(tokenizer, text, special=not chat)  # a template writes special ones itself
-    context = context_of(load_config(model.folder, trust_remote_code=trusted))
+    model_config = load_config(model.folder, trust_remote_code=trusted)
+    check_vocabulary(max(tokens, default=0), model_config)  # before it is loaded
+    context = context_of(model_config)
     if context and len(tokens) + decoding.max_new_tokens > context:
         raise ConfigError(
             f"the prompt has {len(tokens)} tokens, and with --max-new-tokens "

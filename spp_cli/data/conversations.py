@@ -12,6 +12,7 @@ from spp_cli.data.prompts import Example, instruction_of, shared
 from spp_cli.errors import DataError
 
 __all__ = [
+    "TEMPLATE_ERRORS",
     "Message",
     "chat_example",
     "chat_prompt",
@@ -21,6 +22,15 @@ __all__ = [
 ]
 
 Message = dict[str, str]  # role and content
+# What a template raises that refuses, and one that fails: it is a program, of the model's makers.
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 # Who speaks in rows of ShareGPT's kind, and how chat templates call them.
 _ROLES = {
@@ -126,7 +136,7 @@ def _render(
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         )
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise DataError(f"{place}: refused by the chat template: {error}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,40 @@ def reading_from(config: EvalConfig, shots: Callable[[Any], int]) -> Iterator[No
             reason = source.explain(error, reachable)
             raise DataError(f"task {task.task_name}: {reason}") from error
         _settle_splits(task, source, shots(task))
+        for owner in (task.config, task.config.fewshot_config):
+            if owner.process_docs is not None:
+                owner.process_docs = _once(owner.process_docs)
 
-    with lasting, replaced(ConfigurableTask, "download", download):
+    with lasting, replaced(ConfigurableTask, "download", download), _nothing_remembered():
         yield
+
+
+def _once(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what processes each split once: a task asks for it again and again.
+
+    One that shuffles would shuffle anew each time.
+    """
+    made: dict[int, tuple[Any, Any]] = {}
+
+    @wraps(process)
+    def processed(split: Any) -> Any:
+        if id(split) not in made:
+            made[id(split)] = split, process(split)
+        return made[id(split)][1]
+
+    return processed
+
+
+@contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """Let nothing that a task makes of its data come from a cache, where it had other seeds."""
+    remembers = datasets.is_caching_enabled()
+    datasets.disable_caching()
+    try:
+        yield
+    finally:
+        if remembers:
+            datasets.enable_caching()
 
 
 def data_folder(config: EvalConfig) -> Path | None:

@@ -148,6 +148,7 @@ def evaluate_task(
     """
     from lm_eval.evaluator import evaluate
 
+    from spp_cli.evaluation import seeds
     from spp_cli.evaluation.scorer import ReportingScorer, quiet_harness
 
     if config.chat_template:
@@ -156,7 +157,7 @@ def evaluate_task(
         reporter.warn(f"{task.name}: this Python lacks {', '.join(missing)}; scores differ")
     training = model.training
     try:
-        with quiet_harness():
+        with quiet_harness(), seeds.drawing(task.random_state):
             scorer = ReportingScorer(model, tokenizer, config.batch_size, reporter)
             scorer.title = task.name
             found = evaluate(

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import datasets
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from spp_cli.data.conversations import TEMPLATE_ERRORS
 from spp_cli.errors import DataError, NumericalError
 from spp_cli.evaluation.batches import within_memory
 from spp_cli.progress import Reporter, Task
@@ -38,6 +40,9 @@ class ReportingScorer(HFLM):
         self, model: Any, tokenizer: Any, batch_size: int | Literal["auto"], reporter: Reporter
     ) -> None:
         tokenizer = copy.deepcopy(tokenizer)  # the harness gives it a padding token
+        vocabulary = model.config.get_text_config().vocab_size
+        if (tokenizer.pad_token_id or 0) >= vocabulary:  # it is masked, but looked up all the same
+            tokenizer.pad_token = tokenizer.eos_token
         # This warning, of transformers, says less than the one below.
         tokenizer.deprecation_warnings[TOO_LONG] = True
         super().__init__(
@@ -47,6 +52,52 @@ class ReportingScorer(HFLM):
         self.title = ""  # name of the task whose progress is shown
         self._asked_batch_size = batch_size
         self._is_told = False  # that texts are cut
+        self._vocabulary = vocabulary
+        self._instances: Sequence[Any] = ()  # what is being answered
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return the conversation as the tokenizer's template writes it."""
+        try:
+            return str(super().apply_chat_template(chat_history, add_generation_prompt))
+        except TEMPLATE_ERRORS as error:
+            asked = next(
+                (turn["content"] for turn in chat_history[::-1] if turn["role"] == "user"), ""
+            )
+            raise DataError(
+                f"task {self.title}, the question {_beginning(asked)}: refused by the chat "
+                f"template: {error}"
+            ) from error
+
+    def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
+        """Return the tokens of a text, all of which the model has an embedding for."""
+        ids: list[int] = super().tok_encode(string, *arguments, **options)
+        self._check_vocabulary(string, max(ids, default=0))
+        return ids
+
+    def tok_batch_encode(self, strings: list[str], *arguments: Any, **options: Any) -> Any:
+        """Return the tokens of texts and their mask, (texts, tokens) each."""
+        ids, mask = super().tok_batch_encode(strings, *arguments, **options)
+        for string, row in zip(strings, ids, strict=True):
+            self._check_vocabulary(string, int(row.max()) if len(row) else 0)
+        return ids, mask
+
+    def _check_vocabulary(self, text: str, largest: int) -> None:
+        if largest >= self._vocabulary:
+            raise DataError(
+                f"task {self.title}, {self._question(text)}: {self.tokenizer.decode([largest])!r} "
+                f"is token {largest}, and the model has embeddings for {self._vocabulary}. "
+                "Give the tokenizer that belongs to the model, or resize its embeddings"
+            )
+
+    def _question(self, text: str) -> str:
+        """Return the number of the question, from 1, that ``text`` is of, or how it begins."""
+        for instance in self._instances:
+            asked = [part for part in instance.args if isinstance(part, str)]
+            if text in (*asked, "".join(asked)):
+                return f"question {instance.doc_id + 1}"
+        return f"the text {_beginning(text)}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return (log-likelihood in nats, whether greedy gives it) for each (context, answer)."""
@@ -62,12 +113,20 @@ class ReportingScorer(HFLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return what the model writes after each prompt."""
+        for request in requests:
+            asked = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+            if asked >= self.max_length:
+                raise DataError(
+                    f"task {self.title} lets the model write {asked} tokens, and the context of "
+                    f"this model is {self.max_length}. Leave the task out, or set max_gen_toks "
+                    "below that in generation_kwargs of its file"
+                )
         return self._answers(super().generate_until, requests)
 
     def _answers(self, method: Callable[..., list[Any]], requests: list[Any]) -> list[Any]:
         """Return what a method of the harness gives, in batches that memory holds."""
         with self.reporter.task(self.title, len(requests), "requests") as task:
-            answered = _Answered(task)
+            answered, self._instances = _Answered(task), requests
 
             def measure(batch_size: int) -> list[Any]:
                 self.batch_size_per_gpu = batch_size
@@ -104,6 +163,11 @@ class ReportingScorer(HFLM):
                 f"task {self.title}: the model computes NaN. "
                 "Try --device cpu, which computes in float32, or check its weights"
             )
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split())
+    return f"{line[:60]}…" if len(line) > 60 else repr(line)
 
 
 class _Answered(CacheHook):

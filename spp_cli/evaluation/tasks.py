@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from spp_cli.config import EvalConfig, nearest
 from spp_cli.errors import ConfigError
-from spp_cli.evaluation import next_line
+from spp_cli.evaluation import next_line, seeds
 from spp_cli.evaluation.data_sets import reading_from
 from spp_cli.evaluation.scorer import quiet_harness
 from spp_cli.fingerprint import sha256
@@ -24,7 +24,6 @@ from spp_cli.fingerprint import sha256
 __all__ = ["LoadedTask", "find_tasks", "load_task", "shots_of"]
 
 SHOTS = {"mmlu": 5}  # as published, where neither the task's file nor the user says how many
-FEWSHOT_SEED = 1234  # the harness's own default
 UNUSABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError)
 
 
@@ -32,17 +31,19 @@ UNUSABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueE
 class LoadedTask:
     """A task that was asked for, or the tasks of a group, with their data.
 
-    ``tasks`` and ``groups`` are the harness's objects by name.
+    ``tasks`` and ``groups`` are the harness's objects by name; ``random_state`` is where the
+    generators stood when they had been made.
     """
 
     name: str
     tasks: dict[str, Any]
     groups: dict[str, Any]
+    random_state: Any
 
     def begin(self) -> dict[str, Any]:
         """Return what ``lm_eval.evaluator.evaluate`` takes; the lot for examples begins anew."""
         for task in self.tasks.values():
-            task.set_fewshot_seed(FEWSHOT_SEED)
+            task.set_fewshot_seed(seeds.FEWSHOT)
         return {"tasks": self.tasks, "groups": self.groups}
 
     @cached_property
@@ -128,12 +129,23 @@ def _index(folder: Path | None, with_harness: bool) -> TaskManager:
 def load_task(name: str, index: TaskManager, config: EvalConfig) -> LoadedTask:
     """Return a task, or the tasks of a group, with their data.
 
+    What they draw while they are made, options that are shuffled for example, is what the harness's
+    own command draws for this task alone.
+
     Raises:
         ConfigError: the task cannot run here.
         DataError: its data cannot be read.
     """
+    with seeds.drawing():
+        tasks, groups = _load(name, index, config)
+        return LoadedTask(name, tasks, groups, seeds.state())
+
+
+def _load(
+    name: str, index: TaskManager, config: EvalConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
     if name == next_line.NAME:
-        return LoadedTask(name, {name: next_line.task()}, {})
+        return {name: next_line.task()}, {}
     try:
         with reading_from(config, lambda task: shots_of(task.config, name, config.num_fewshot)):
             loaded = index.load([name])
@@ -145,7 +157,7 @@ def load_task(name: str, index: TaskManager, config: EvalConfig) -> LoadedTask:
         if getattr(task, "MULTIMODAL", False):
             raise ConfigError(f"task {task_name} needs a model that sees or hears")
         task.set_config("num_fewshot", shots_of(task.config, name, config.num_fewshot))
-    return LoadedTask(name, loaded["tasks"], loaded["groups"])
+    return loaded["tasks"], loaded["groups"]
 
 
 def shots_of(task_config: Any, name: str, asked: int | None) -> int:
@@ -187,6 +199,7 @@ def _plain(value: Any) -> Any:
     """Return what stands in JSON for a function, or for a part of a configuration."""
     if not callable(value):
         return _without_data(vars(value)) if is_dataclass(value) else str(value)
+    value = inspect.unwrap(value)
     try:
         source = Path(inspect.getfile(value)).read_text()
     except (OSError, TypeError):  # built in

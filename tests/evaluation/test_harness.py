@@ -39,6 +39,18 @@ doc_to_target: right
 metric_list: [{metric: acc}, {metric: acc_norm}, {metric: f1}]
 metadata: {version: 2.5}
 """
+WRITES = """
+task: writes
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+output_type: generate_until
+test_split: test
+doc_to_text: question
+doc_to_target: "{{options[0]}}"
+generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 64}
+metric_list: [{metric: exact_match}]
+metadata: {version: 1}
+"""
 GROUP = """
 group: arithmetic_of_mine
 task: [sums]
@@ -53,6 +65,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     (folder / "sums.yaml").write_text(TASK.replace("FILE", str(folder / "sums.jsonl")))
+    (folder / "writes.yaml").write_text(WRITES.replace("FILE", str(folder / "sums.jsonl")))
     (folder / "group.yaml").write_text(GROUP)
     return folder
 
@@ -274,7 +287,7 @@ def test_an_unknown_task_is_an_error_with_the_nearest_name(folder):
         ConfigError, match=r"'arc_eassy', an unknown task\. Did you mean 'arc_easy'"
     ):
         load_tasks(["arc_eassy"], EvalConfig())
-    with pytest.raises(ConfigError, match=r"\(.* has arithmetic_of_mine, sums\)\. .*lm-eval ls"):
+    with pytest.raises(ConfigError, match=r"sums, writes\)\. .*lm-eval ls"):
         load_tasks(["sums", "8" * 20], EvalConfig(task_folder=str(folder)))
 
 
@@ -343,3 +356,53 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
 
 def test_the_version_of_the_harness_is_known():
     assert harness_version().count(".") >= 1
+
+
+CHAT = """{% for m in messages %}<|user|>{{ m.content }}
+{% endfor %}"""
+
+
+def chatting(tokenizer, template):
+    """Return the tokenizer with a template, whose marks have no embeddings, as it happens."""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    other.chat_template = template
+    return other
+
+
+@pytest.mark.parametrize("name", ["sums", "writes"])
+def test_a_token_without_an_embedding_is_named_with_its_question(
+    name, folder, random_llama, tokenizer
+):
+    config = EvalConfig(task_folder=str(folder), chat_template=True, limit=3)
+    says = rf"task {name}, question 1: '<\|user\|>' is token 4096, and the model has embeddings"
+    with pytest.raises(DataError, match=says):
+        evaluate(random_llama(), chatting(tokenizer, CHAT), [name], config, Silent())
+
+
+def test_a_template_that_fails_names_the_question(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), chat_template=True, limit=3)
+    fails = "{{ messages[0].content + 1 }}"
+    with pytest.raises(DataError, match=r"task sums, the question '1 \+ 2 =': refused by the chat"):
+        evaluate(random_llama(), chatting(tokenizer, fails), ["sums"], config, Silent())
+
+
+def test_answers_longer_than_the_context_are_refused(folder, random_llama, tokenizer):
+    config = EvalConfig(task_folder=str(folder), limit=3)
+    says = r"task writes lets the model write 64 tokens, and the context of this model is 64\."
+    with pytest.raises(DataError, match=says):
+        evaluate(random_llama(context=64), tokenizer, ["writes"], config, Silent())
+    found = evaluate(random_llama(context=96), tokenizer, ["writes"], config, Silent())
+    assert found["writes"].samples == 3
+
+
+def test_a_padding_token_without_an_embedding_does_no_harm(folder, random_llama, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"pad_token": "<padding>"})
+    assert other.pad_token_id == 4096
+    config = EvalConfig(task_folder=str(folder), limit=3)
+    found = [
+        evaluate(random_llama(), each, ["writes", "sums"], config, Silent())
+        for each in (tokenizer, other)
+    ]
+    assert found[0] == found[1]
