@@ -261,6 +261,8 @@ def _work(stage: str, config: SppConfig, workspace: Workspace, run: Run) -> _Wor
         folders = {name: path for name in MODULES if (path := run.stage(name))}
         if run.intact_manifest(stage) is None:  # an evaluation adds to what it has found before
             folders.pop(stage, None)
+        if "prune" not in folders:  # of which the finetuned model is made
+            folders.pop("finetune", None)
     if stage == "eval" and "dense" not in digests:
         demo = demo or _is_demo_run(folders)
         digests |= _recorded_dense(run)

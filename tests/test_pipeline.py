@@ -609,3 +609,12 @@ def test_a_damaged_evaluation_is_refused_and_then_measured_again_as_advised(cont
     assert reporter.warnings == ["workspace/r/eval is damaged, and what it has found is left out"]
     assert states()["eval"] == "done"
     assert json.loads(results.read_text()) == json.loads(before)
+
+
+def test_an_adapter_without_its_base_is_no_model_to_measure():
+    shutil.rmtree("workspace/r/prune")
+    (outcome,) = run("eval", changes={"eval.stages": ["dense", "finetune", "merge"]})
+    found = json.loads((outcome.folder / "results.json").read_text())["models"]
+    assert {"dense", "merge"} <= found.keys()
+    with pytest.raises(WorkspaceError, match="none of the stages finetune is there yet"):
+        run("eval", changes={"eval.stages": ["finetune"]})
