@@ -7,6 +7,7 @@ compute. Started in the usual way there is one process, and nothing here does an
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,10 +23,12 @@ __all__ = [
     "collect",
     "connect",
     "count",
+    "count_here",
     "decide",
     "disconnect",
     "follow",
     "give_out",
+    "has_to_tell",
     "is_main",
     "leading",
     "local_number",
@@ -38,6 +41,9 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
+
+_MISTAKE = "spp/mistake"  # where the main process leaves what it tells the user
+_PATIENCE = 5.0  # seconds for it to find a mistake that another process has found
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -60,6 +66,11 @@ def local_number() -> int:
 def is_main() -> bool:
     """Whether this is the process that speaks, locks and writes."""
     return number() == 0
+
+
+def count_here() -> int:
+    """Return how many processes there are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if count() > 1 else 1
 
 
 def connect(device: torch.device) -> None:
@@ -89,6 +100,33 @@ def disconnect() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def has_to_tell(mistake: str) -> bool:
+    """Whether it is this process that has to tell the user of a mistake that it has found.
+
+    What all find alike the main process tells. What it does not find, for a file that only another
+    machine lacks, is told by whoever does. Before they are connected, the first process of each
+    machine tells.
+    """
+    from torch.distributed import distributed_c10d, is_available, is_initialized
+
+    if not (is_available() and is_initialized()):
+        return local_number() == 0
+    store = distributed_c10d._get_default_store()
+    try:
+        if is_main():
+            store.set(_MISTAKE, mistake)
+            return True
+        # Not by the store's own way to wait, which complains when it has been in vain.
+        end = time.monotonic() + _PATIENCE
+        while not store.check([_MISTAKE]):
+            if time.monotonic() > end:
+                return True
+            time.sleep(0.05)
+        return bool(store.get(_MISTAKE).decode() != mistake)
+    except RuntimeError:  # the main process has gone
+        return True
 
 
 @contextmanager

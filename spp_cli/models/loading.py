@@ -173,8 +173,17 @@ def resolve_device(device: str) -> torch.device:
         ConfigError: a GPU that is not there.
     """
     if device == "auto":
-        gpu = f"cuda:{processes.local_number()}" if processes.count() > 1 else "cuda"
-        return torch.device(gpu if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if processes.count() == 1:
+            return torch.device("cuda")
+        # Of all processes here, so that all of them find the same.
+        if (wanted := processes.count_here()) > (found := torch.cuda.device_count()):
+            raise ConfigError(
+                f"there are {wanted} processes on this machine, and torch sees {found} GPUs. "
+                f"Start {found}, or set model.device to cpu"
+            )
+        return torch.device(f"cuda:{processes.local_number()}")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -51,11 +51,14 @@ def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
             answer = work(reporter(quiet=manner.quiet) if main else Silent())
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - here all errors end
         message, code = failure(error)
-        if isinstance(error, SppError) and not main:
-            return code  # it is told by the main process, which finds the same
+        if isinstance(error, SppError) and processes.count() > 1:
+            if not processes.has_to_tell(message):
+                return code
+            if not main:
+                message = f"process {processes.number() + 1} of {processes.count()}: {message}"
         if manner.debug:
             traceback.print_exception(error)
-        if manner.json:
+        if manner.json and main:
             _show(_as_json({"error": message, "exit_code": code}))
         _complain(message if code == INTERRUPTED else as_errors(message))
         return code

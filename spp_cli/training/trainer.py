@@ -132,7 +132,7 @@ class AdapterTrainer(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
         """Create the schedule of ``training.schedule``, in which the first step trains, too."""
-        if self.lr_scheduler is None:
+        if self.lr_scheduler is None:  # type: ignore[has-type]
             factor = partial(
                 rate_factor,
                 str(self.args.lr_scheduler_type.value),

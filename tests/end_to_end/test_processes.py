@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import add_tokenizer, make_model
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -31,9 +32,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def together(*arguments: str) -> subprocess.CompletedProcess:
+def together(
+    *arguments: str, program: tuple[str, ...] = ("-m", "spp_cli")
+) -> subprocess.CompletedProcess:
     """Run a command in two processes."""
-    command = [sys.executable, *LAUNCH, "-m", "spp_cli", *arguments]
+    command = [sys.executable, *LAUNCH, *program, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -129,3 +132,25 @@ def test_a_mistake_is_told_once(arguments, message):
     done = together(*arguments)
     assert done.returncode != 0
     assert done.stderr.count(message) == 1, done.stderr
+
+
+# As if the second process were on a machine with other files.
+ELSEWHERE = """
+import os
+from spp_cli.__main__ import main
+
+if os.environ["RANK"] == "1":
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+main()
+"""
+
+
+def test_a_mistake_that_one_process_alone_finds_is_told_by_it():
+    add_tokenizer(make_model("llama", Path("base"), vocab_size=4096))
+    Path("elsewhere.py").write_text(ELSEWHERE)
+    done = together("prune", "--model", "base", *SMALL, program=("elsewhere.py",))
+    assert done.returncode != 0
+    assert done.stderr.count("error: process 2 of 2: model base: no such folder") == 1, done.stderr
+    # The launcher may end the main process before it has noticed.
+    assert done.stderr.count("error: ") <= 2, done.stderr

@@ -170,6 +170,22 @@ def test_without_a_gpu_auto_is_the_cpu_and_asking_for_one_is_a_mistake() -> None
             resolve_device(device)
 
 
+def test_more_processes_than_gpus_is_a_mistake_that_each_of_them_finds(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    places = {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "", "MASTER_PORT": ""}
+    for key, value in places.items():
+        monkeypatch.setenv(key, value)
+    for local in ("0", "2"):
+        monkeypatch.setenv("RANK", local)
+        monkeypatch.setenv("LOCAL_RANK", local)
+        with pytest.raises(ConfigError, match="3 processes on this machine, and torch sees 2 GPUs"):
+            resolve_device("auto")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("auto") == torch.device("cuda:1")
+
+
 def test_a_cpu_computes_in_float32_and_a_gpu_as_stored() -> None:
     assert compute_dtype(CPU) == torch.float32
     assert compute_dtype(GPU) is None
