@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import INDEX
-from spp_cli.models.hub import download
+from spp_cli.models.hub import download, in_cache
 
 Answer = Callable[[int, str], None]
 
@@ -124,6 +124,8 @@ def test_a_model_is_fetched_with_all_that_belongs_to_it_and_no_weights_twice(
     expected |= loaded if with_weights else {}
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_in(folder)}
     assert found == expected
+    assert in_cache("owner/name") == folder
+    assert in_cache("owner/other") is None
 
 
 def files_in(folder: Path) -> list[Path]:
