@@ -11,11 +11,23 @@ SppError                exit 2: the user can mend it
 CheckFailed             exit 1: a check ran and its answer is no
 """
 
+from spp_cli.foreign import one_line
+
 
 class SppError(Exception):
-    """A mistake the user can mend: shown as it is, without a traceback, exit code 2."""
+    """A mistake the user can mend: shown without a traceback, exit code 2.
+
+    Each of ``mistakes`` is shown on a line to itself.
+    """
 
     exit_code = 2
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__(*mistakes)
+
+    def __str__(self) -> str:
+        """Return a line for each mistake: names in it, which others chose, can make no other."""
+        return "\n".join(one_line(str(mistake)) for mistake in self.args)
 
 
 class ConfigError(SppError):

@@ -17,6 +17,7 @@ from spp_cli import fields, yaml12
 from spp_cli.config import SppConfig, nearest, parse_n_of_m
 from spp_cli.errors import ConfigError
 from spp_cli.fields import Keys
+from spp_cli.reading import read_bytes
 
 
 @dataclass
@@ -58,7 +59,7 @@ def read_yaml(path: str | Path, name: str = "") -> Layer:
     """
     name = name or str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_bytes(Path(path)).decode("utf-8-sig")
         node = yaml12.compose(text)
         layer = Layer(origins={(): name})
         if node is None:
@@ -75,8 +76,9 @@ def read_yaml(path: str | Path, name: str = "") -> Layer:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{name}: not UTF-8 text, so it is no YAML file") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read: {reason}") from error
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply, or an alias that contains itself") from None
     except yaml.YAMLError as error:
@@ -216,7 +218,7 @@ def validate(layer: Layer) -> SppConfig:
         telling = [d for d in details if d["type"] != "too_short" or not d["input"]]
         places = {keys: number for number, keys in enumerate(layer.origins)}  # as in the file
         telling.sort(key=lambda d: places.get(_real_keys(d["loc"], layer.values), len(places)))
-        raise ConfigError("\n".join(dict.fromkeys(_line(layer, d) for d in telling))) from None
+        raise ConfigError(*dict.fromkeys(_line(layer, d) for d in telling)) from None
 
 
 _STAGES_BELONG = (

@@ -19,10 +19,10 @@ from spp_cli.commands.command import (
 from spp_cli.commands.parameters import WORKSPACE, argument, count, option, switch
 from spp_cli.errors import ConfigError
 from spp_cli.flags import FLAGS
+from spp_cli.foreign import printable
 from spp_cli.named_models import NamedModel, find, folder_model, run_models
 from spp_cli.progress import Reporter
 from spp_cli.reporting.answer import Answer
-from spp_cli.reporting.previews import visible
 from spp_cli.reporting.side_by_side import side_by_side, terminal_width
 from spp_cli.reporting.tables import TITLES
 from spp_cli.status import MODELS
@@ -117,7 +117,7 @@ def _written(model: NamedModel, prompt: str, chat: bool, decoding: Decoding) -> 
 
 def _text(models: Sequence[NamedModel], written: Sequence[dict[str, Any]]) -> str:
     if len(models) == 1:
-        return visible(written[0]["text"])
+        return printable(written[0]["text"])
     runs = {model.name.rpartition("/")[0] if model.stage else model.name for model in models}
     titles = [
         TITLES[model.stage] if model.stage and len(runs) == 1 else model.name for model in models

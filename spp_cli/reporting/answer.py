@@ -13,6 +13,7 @@ from typing import Any
 
 from spp_cli import processes
 from spp_cli.errors import CheckFailed, SppError
+from spp_cli.foreign import in_json, printable
 from spp_cli.progress import Reporter, Silent
 from spp_cli.reporting.failures import INTERRUPTED, failure
 from spp_cli.reporting.terminal import quieten_libraries, reporter
@@ -64,7 +65,9 @@ def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
         return code
     if not main:
         return 0
-    unseen = _show(_as_json(answer.document) if manner.json else answer.text)
+    unseen = _show(
+        _as_json(answer.document) if manner.json else printable(answer.text, coloured=True)
+    )
     if unseen is not None:
         message, code = failure(unseen)
         _complain(as_errors(f"stdout: {message}"))
@@ -75,7 +78,7 @@ def give(manner: Manner, work: Callable[[Reporter], Answer]) -> int:
 
 
 def _as_json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return in_json(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _show(text: str) -> OSError | None:
@@ -92,7 +95,7 @@ def _show(text: str) -> OSError | None:
 
 def as_errors(message: str) -> str:
     """Return the message with "error: " before each line: one line is one mistake."""
-    return "\n".join(f"error: {line}" for line in message.splitlines())
+    return "\n".join(f"error: {line}" for line in printable(message).split("\n") if line)
 
 
 def _complain(message: str) -> None:

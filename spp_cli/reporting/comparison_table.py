@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from spp_cli.foreign import as_cell
 from spp_cli.reporting.columns import (
     RECIPE,
     are_columns,
@@ -181,13 +182,14 @@ def _plain(value: Any) -> str:
     """Return a value as CSV has it: floats with every digit, lists as JSON, nothing for None."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return as_cell(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _csv(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([names, *([_plain(line[name]) for name in names] for line in lines)])
+    writer.writerow(map(as_cell, names))
+    writer.writerows([_plain(line[name]) for name in names] for line in lines)
     return stream.getvalue().removesuffix("\n")
 
 

@@ -7,6 +7,7 @@ from errno import EDQUOT, ENOSPC
 
 from spp_cli import processes
 from spp_cli.errors import SppError
+from spp_cli.foreign import one_line
 
 __all__ = ["BUG", "INTERRUPTED", "USER_MISTAKE", "failure"]
 
@@ -37,10 +38,10 @@ def failure(error: BaseException) -> tuple[str, int]:
             "Run the same command again to go on"
         ), USER_MISTAKE
     if isinstance(error, OSError):
-        return _disk_or_network(error), USER_MISTAKE
+        return one_line(_disk_or_network(error)), USER_MISTAKE
     return (
-        f"{type(error).__name__}: {_first_line(error)}. This is a mistake in spp, not in what you "
-        "asked. Run the command again with --debug to see where"
+        f"{type(error).__name__}: {one_line(_first_line(error))}. This is a mistake in spp, not in "
+        "what you asked. Run the command again with --debug to see where"
     ), BUG
 
 

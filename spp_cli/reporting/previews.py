@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["has_colour", "rows_preview", "visible"]
+from spp_cli.foreign import printable
+
+__all__ = ["has_colour", "rows_preview"]
 
 _GREEN, _DIM, _PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -24,11 +25,9 @@ def rows_preview(document: Mapping[str, Any], *, colour: bool) -> str:
     """Return what ``spp finetune --preview`` found, row by row, and a legend above.
 
     ``document`` has ``source``, ``format``, ``length``, ``packing``, ``left_out`` (rows passed
-    over, by reason), ``unread_keys`` (rows by key) and ``rows``, each with ``place``, ``tokens``,
-    ``length``, ``trained`` and ``pieces``.
+    over, by reason) and ``rows``, each with ``place``, ``tokens``, ``length``, ``trained`` and
+    ``pieces``.
     """
-    from spp_cli.data.token_rows import listed
-
     legend = _marked("trained on", colour)
     lines = [
         f"{document['source']} ({document['format']}), at most {document['length']} tokens a row; "
@@ -43,8 +42,6 @@ def rows_preview(document: Mapping[str, Any], *, colour: bool) -> str:
     if document["left_out"]:
         reasons = (f"{count:,} {reason}" for reason, count in document["left_out"].items())
         lines += ["", f"left out on the way: {', '.join(reasons)}"]
-    if document["unread_keys"]:
-        lines += ["", f"keys not used: {listed(document['unread_keys'])}"]
     return "\n".join(lines)
 
 
@@ -54,7 +51,7 @@ def _facts(row: Mapping[str, Any]) -> str:
 
 def _text(row: Mapping[str, Any], colour: bool) -> str:
     shown = (
-        _marked(visible(piece["text"]), colour) if piece["trained"] else visible(piece["text"])
+        _marked(printable(piece["text"]), colour) if piece["trained"] else printable(piece["text"])
         for piece in row["pieces"]
     )
     return "".join(shown)
@@ -66,8 +63,3 @@ def _marked(text: str, colour: bool) -> str:
 
 def _dim(text: str, colour: bool) -> str:
     return f"{_DIM}{text}{_PLAIN}" if colour else text
-
-
-def visible(text: str) -> str:
-    """Return ``text`` with control characters spelled out: rows must not command the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)

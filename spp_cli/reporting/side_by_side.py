@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from spp_cli.reporting.previews import visible
+from spp_cli.foreign import printable
 
 __all__ = ["side_by_side", "terminal_width"]
 
@@ -24,7 +24,7 @@ def terminal_width() -> int:
 
 def side_by_side(texts: Mapping[str, str], width: int) -> str:
     """Return the texts under their titles: in columns, or where these would be narrow, in turn."""
-    shown = {visible(title): visible(text) for title, text in texts.items()}
+    shown = {printable(title): printable(text) for title, text in texts.items()}
     each = (width - len(_GAP) * (len(shown) - 1)) // len(shown)
     if each < _NARROWEST or len(shown) == 1:
         return "\n\n".join(f"── {title}\n{text}" for title, text in shown.items())

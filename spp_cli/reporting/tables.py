@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spp_cli.comparability import alike, unlike
+from spp_cli.foreign import one_line
 from spp_cli.reporting.columns import error_of
 from spp_cli.reporting.terminal import duration
 
@@ -33,6 +34,7 @@ _NOTHING = "–"
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return columns of equal width, the first to the left and the others to the right."""
+    rows = [list(map(one_line, row)) for row in rows]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = [list(header), ["-" * width for width in widths], *map(list, rows)]

@@ -23,6 +23,7 @@ from rich.progress import Task as RichTask
 from rich.table import Column
 from rich.text import Text
 
+from spp_cli.foreign import one_line
 from spp_cli.progress import Reporter, Task
 
 __all__ = ["Bars", "Lines", "Quiet", "duration", "quieten_libraries", "reporter"]
@@ -52,7 +53,7 @@ class Quiet:
 
     def warn(self, text: str) -> None:
         """Show one line."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(f"warning: {one_line(text)}", style="yellow", markup=False)
 
 
 class _Unseen:
@@ -79,7 +80,7 @@ class Lines(Quiet):
 
     def say(self, text: str) -> None:
         """Show one line."""
-        self.console.print(text, markup=False)
+        self.console.print(one_line(text), markup=False)
 
 
 class _LineTask:
@@ -141,7 +142,7 @@ class _BarTask:
         self._progress, self._bar = progress, bar
 
     def advance(self, amount: float = 1, detail: str = "") -> None:
-        self._progress.update(self._bar, advance=amount, detail=detail)
+        self._progress.update(self._bar, advance=amount, detail=one_line(detail))
 
 
 def _bars(console: Console) -> Progress:

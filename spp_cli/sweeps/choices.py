@@ -34,7 +34,7 @@ class Problems(list[str]):
     def report(self) -> None:
         """Raise ConfigError with each mistake once, if there are any."""
         if self:
-            raise ConfigError("\n".join(dict.fromkeys(self)))
+            raise ConfigError(*dict.fromkeys(self))
 
 
 @dataclass(frozen=True)

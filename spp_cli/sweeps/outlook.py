@@ -40,7 +40,7 @@ def outlook(sweep: Sweep) -> list[dict[str, Any]]:
             stages["prune"] = f"as {first[key]}"
         found.append({"point": point.name, "values": point.values, "stages": stages})
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     return found
 
 
