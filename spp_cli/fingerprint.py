@@ -17,12 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 from safetensors import SafetensorError
 
 from spp_cli import __version__
 from spp_cli.atomic_files import UnfinishedFile, remove_leftovers
 from spp_cli.errors import WorkspaceError
+from spp_cli.reading import read_json
 from spp_cli.stage_facts import deciding, reads_seed
 
 FORMAT = 2  # raised when the same settings and inputs come to mean another result
@@ -95,7 +96,7 @@ class Manifest(BaseModel):
     output_digest: str
     files: dict[str, int]
     metrics: dict[str, Any]
-    seconds: float
+    seconds: FiniteFloat
     peak_memory_bytes: int | None
     started: str
     finished: str
@@ -288,7 +289,7 @@ def _sha256(file: Path) -> str:
 
 def _read_cache(cache: Path | None) -> dict[str, Any]:
     with suppress(OSError, ValueError, RecursionError):
-        entries = json.loads(cache.read_bytes()) if cache else {}
+        entries = read_json(cache) if cache else {}
         return entries if isinstance(entries, dict) else {}
     return {}
 
@@ -299,12 +300,7 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         WorkspaceError: the disk is full, or ``path`` cannot be written; it is as it was before.
     """
-    write_text(path, as_json(value) + "\n")
-
-
-def as_json(value: Any) -> str:
-    """Return ``value`` as JSON to read; scalars of numpy and torch become Python's."""
-    return json.dumps(value, indent=2, default=_plain)
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import disk_errors
+from spp_cli.reading import parse_json
 
 _GRACE = 0.5  # seconds; a look at a lock, or a holder's first write, takes far less
 _open_locks: set[int] = set()
@@ -42,7 +43,7 @@ def exclusive_lock(
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     _open_locks.add(descriptor)
     try:
         with disk_errors(path):
@@ -61,7 +62,7 @@ def lock_holder(path: Path) -> dict[str, Any]:
     Only the stage, None, is returned of a holder that has not yet written who it is.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     except OSError:
         return {}
     try:
@@ -104,7 +105,7 @@ def _write_holder(descriptor: int, stage: str) -> None:
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = parse_json(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}

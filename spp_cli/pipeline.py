@@ -351,7 +351,7 @@ def _run_stage(
                 tell((partial, folders))
                 module = importlib.import_module(MODULES[stage])
                 result = module.run(config, sources, partial, reporter)
-        except SppError as error:
+        except BaseException as error:
             # A broken dense model is so the next time, too; a full disk may have room then.
             hopeless = stage == "prune" and isinstance(error, ModelError)
             run.abandon(stage, for_good=hopeless)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Collection, Iterator
@@ -54,6 +53,7 @@ from spp_cli.publishing import (
     remove,
     sync_output,
 )
+from spp_cli.reading import read_json
 
 STAGES = ("prune", "finetune", "merge", "eval")
 State = Literal["missing", "partial", "running", "done", "stale", "damaged"]
@@ -113,7 +113,7 @@ class Run:
         if not os.path.lexists(folder):
             return None
         try:
-            manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_bytes()))
+            manifest = Manifest.model_validate(read_json(folder / MANIFEST))
             problem = damage(folder, manifest.files)
             if stage == "eval" and not problem:  # so small that it is read each time
                 problem = self._change(manifest)
@@ -176,7 +176,7 @@ class Run:
     def progress(self, stage: str) -> dict[str, Any] | None:
         """Return how far a stage in progress said it is; None if it is not begun or did not say."""
         with suppress(OSError, ValueError):
-            progress = json.loads((partial_of(self.folder / stage) / PROGRESS).read_bytes())
+            progress = read_json(partial_of(self.folder / stage) / PROGRESS)
             return progress if isinstance(progress, dict) else None
         return None
 

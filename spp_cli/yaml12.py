@@ -24,6 +24,7 @@ _SCALARS = (  # type, what it looks like, the characters it may begin with
     ("merge", r"<<", ["<"]),
 )
 _TAG = "tag:yaml.org,2002:"
+_LONGEST, _MOST = 4_000_000, 200_000  # characters of a document, and values
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,14 +40,59 @@ _Loader.add_constructor(
 
 
 def parse(text: str) -> Any:
-    """Return what a YAML document says, as plain Python values; yaml.YAMLError if it is none."""
-    return yaml.load(text, Loader=_Loader)
+    """Return what a YAML document says, as plain Python values.
+
+    Raises:
+        yaml.YAMLError: it is none, or is larger than any configuration, its aliases written out.
+        RecursionError: it is nested too deep, or an alias contains itself.
+    """
+    node = compose(text)
+    return None if node is None else _Loader("").construct_document(node)
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Return a YAML document as nodes that know their lines; None if it is empty."""
+    """Return a YAML document as nodes that know their lines; None if it is empty.
+
+    Raises what ``parse`` raises.
+    """
+    if len(text) > _LONGEST:
+        raise yaml.YAMLError(f"longer than {_LONGEST:,} characters")
     node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    if node is not None and _size(node, {}) > _MOST:
+        raise yaml.YAMLError(f"more than {_MOST:,} values with its aliases written out")
     return node
+
+
+def _size(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
+    """Check the scalars of a node, and return its values, those of an alias counted each time.
+
+    A short text may stand for 10^12 of them.
+    """
+    if node not in sizes:
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        else:
+            _check_scalar(node)
+        sizes[node] = 1 + sum(_size(each, sizes) for each in inner)
+    return sizes[node]
+
+
+def _check_scalar(node: yaml.Node) -> None:
+    """Refuse a value that its tag does not allow, and a text that can be neither text nor path."""
+    problem = ""
+    try:
+        if node.tag != f"{_TAG}merge":
+            _Loader("").construct_object(node)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        shown = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+        problem = f"{shown!r} cannot be read as {node.tag.removeprefix(_TAG)}"
+    if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in node.value):
+        problem = "a text with a NUL or with half a surrogate pair"
+    if problem:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def is_word(node: yaml.Node) -> bool:

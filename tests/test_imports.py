@@ -18,6 +18,8 @@ GROUND = {
     "config",
     "settings",
     "yaml12",
+    "reading",
+    "foreign",
     "fields",
     "progress",
     "fingerprint",

@@ -180,6 +180,14 @@ def test_nobody_holds_a_lock_that_was_never_taken(lock_file: Path) -> None:
     assert not lock_file.parent.exists()
 
 
+def test_a_pipe_in_place_of_the_lock_is_not_waited_for(lock_file: Path) -> None:
+    lock_file.parent.mkdir()
+    os.mkfifo(lock_file)
+    assert lock_holder(lock_file) == {}
+    with pytest.raises(WorkspaceError, match="cannot write"):
+        exclusive_lock(lock_file, "prune").__enter__()
+
+
 def test_a_file_in_place_of_the_run_is_one_clear_line(lock_file: Path) -> None:
     lock_file.parent.write_text("")
     with pytest.raises(WorkspaceError, match=r"cannot write .*Something else is in its place"):

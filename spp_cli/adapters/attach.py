@@ -20,6 +20,7 @@ from spp_cli.adapters.frozen import DenseWeight, FrozenWeight, PackedWeight
 from spp_cli.errors import ModelError
 from spp_cli.models.decoder import Linear
 from spp_cli.models.tensor_file import layout_of, write_tensors
+from spp_cli.reading import read_json
 
 __all__ = [
     "CONFIG",
@@ -90,7 +91,7 @@ def read_adapter_config(folder: Path) -> tuple[AdapterMethod, dict[str, Any]]:
     """Return the adapter's settings, and the whole description that was saved with it."""
     path = folder / CONFIG
     try:
-        description = json.loads(path.read_bytes())
+        description = read_json(path)
         module, _, attribute = TABLE[description["adapter"]["name"]].partition(":")
         method = getattr(importlib.import_module(module), attribute)
         return method.model_validate(description["adapter"]), description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from inspect import Parameter
@@ -17,6 +16,7 @@ from spp_cli.flags import FLAGS
 from spp_cli.invocation import resolve_for_folder, resolve_stage, stage_list
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
+from spp_cli.reading import read_json
 from spp_cli.reporting import tables
 from spp_cli.reporting.answer import Answer
 from spp_cli.reporting.previews import has_colour, rows_preview
@@ -121,7 +121,7 @@ def _document(outcome: Any) -> dict[str, Any]:
         "metrics": outcome.manifest.metrics,
     }
     if outcome.stage == "eval":
-        document["results"] = json.loads((outcome.folder / RESULTS).read_bytes())
+        document["results"] = read_json(outcome.folder / RESULTS)
     return document
 
 

@@ -14,6 +14,7 @@ from spp_cli.data.columns import Unread, open_columns
 from spp_cli.data.kinds import delimiter_of, kind_of
 from spp_cli.data.streams import head_of, not_readable, open_text, plain_name
 from spp_cli.errors import DataError
+from spp_cli.reading import parse_json
 
 __all__ = [
     "Row",
@@ -96,7 +97,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:  # JSONDecodeError, or a number of too many digits
         line = first_line + getattr(error, "lineno", 1) - 1
         reason = getattr(error, "msg", error)
@@ -104,8 +105,6 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         raise DataError(
             f"{path}:{line}: not valid JSON: {str(reason).removesuffix(' at')}{column}"
         ) from None
-    except RecursionError:
-        raise DataError(f"{path}:{first_line}: JSON that is nested too deep") from None
 
 
 def _table_rows(path: Path) -> Iterator[Row]:

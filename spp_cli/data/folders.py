@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -13,6 +12,7 @@ from spp_cli.data.kinds import kind_of
 from spp_cli.data.streams import readable
 from spp_cli.errors import DataError
 from spp_cli.progress import Reporter
+from spp_cli.reading import read_json
 
 __all__ = ["NO_TEXT", "Found", "files_of", "find_files", "is_saved", "say_passed_over"]
 
@@ -130,7 +130,7 @@ def _saved_files(path: Path, split: str | None, usual: str) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     with readable(path):
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
         except ValueError:
             found = None
     if not isinstance(found, dict):

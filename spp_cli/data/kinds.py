@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from spp_cli.data.streams import head_of, not_readable, open_text, plain_name
+from spp_cli.reading import parse_json
 
 __all__ = ["Kind", "delimiter_of", "has_rows", "is_named_as_rows", "kind_of"]
 
@@ -78,7 +78,7 @@ def _is_one_value(path: Path) -> bool:
     if first.lstrip().startswith("["):
         return True
     try:
-        json.loads(first)
+        parse_json(first)
     except (ValueError, RecursionError):
         return True
     return False
@@ -131,6 +131,6 @@ def delimiter_of(header: str) -> str:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError):
         return None

@@ -20,10 +20,11 @@ from spp_cli.data.token_store import DAMAGE
 from spp_cli.fingerprint import canonical_json, disk_errors, sha256
 from spp_cli.models.tensor_file import TensorFile, layout_of, write_tensors
 from spp_cli.progress import Reporter
+from spp_cli.reading import parse_json
 
 __all__ = ["AskedRows", "KeptRows", "RowStore"]
 
-_FORMAT = 2  # raised when the same settings come to mean other rows, or another file
+_FORMAT = 1  # raised when the same settings come to mean other rows, or another file
 _NAMES = ("train", "validation")
 _DTYPES = {"tokens": torch.int32, "trained": torch.bool, "starts": torch.int64}
 _ELSEWHERE_OR_NOWHERE = {"source", "validation_source", "sequence_length", "samples", "packing"}
@@ -101,7 +102,7 @@ class RowStore:
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             with suppress(*DAMAGE):
                 file = TensorFile(path)
-                if json.loads(file.metadata[part])["digest"] == digest:
+                if parse_json(file.metadata[part])["digest"] == digest:
                     return _rows(file, part)
         return None
 
@@ -121,7 +122,7 @@ def _read(path: Path, reporter: Reporter) -> tuple[Rows, Rows] | None:
 
 
 def _rows(file: TensorFile, name: str) -> Rows:
-    described = json.loads(file.metadata[name])
+    described = parse_json(file.metadata[name])
     parts = {}
     for part, dtype in _DTYPES.items():
         tensor = f"{name}.{part}"

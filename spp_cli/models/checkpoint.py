@@ -18,6 +18,7 @@ from spp_cli.models.companions import companions, decides
 from spp_cli.models.origin import licence_files
 from spp_cli.models.quantized import refuse_quantized
 from spp_cli.models.tensor_file import TensorFile
+from spp_cli.reading import read_json
 
 __all__ = [
     "DEMO",
@@ -194,7 +195,7 @@ def _is_inside(name: str) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{path.parent} has no {path.name}; it is not a model folder") from None
     except (OSError, ValueError) as error:
@@ -278,7 +279,7 @@ def copy_companions(source: Path, target: Path, dtype: str | None = None) -> lis
     for name in copied:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    config = json.loads((target / "config.json").read_text())
+    config = read_json(target / "config.json")
     changes = {key: value for key, value in config.items() if key != WEIGHTS_KEY}
     if dtype is not None:
         changes["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +13,7 @@ from spp_cli.errors import ModelError
 from spp_cli.models.checkpoint import INDEX, SINGLE, WEIGHTS_KEY
 from spp_cli.models.companions import belonging
 from spp_cli.models.origin import CARD, LICENCES
+from spp_cli.reading import read_json
 
 __all__ = ["download", "in_cache"]
 
@@ -133,6 +133,6 @@ def _is_index(name: str) -> bool:
 def _value(path: Path, key: str) -> Any:
     """Return what a JSON file has under a key; None if it is not there, or cannot be read."""
     try:
-        return json.loads(path.read_bytes())[key]
+        return read_json(path)[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None

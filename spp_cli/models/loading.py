@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -37,7 +36,7 @@ __all__ = [
 
 LoadModel = Callable[[], PreTrainedModel]
 
-_BAD_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
+_MOST_LAYERS = 4096  # of a model of which no weights are there to count
 _COPY_TOKENIZER = "Copy its files (tokenizer.json, tokenizer_config.json) beside config.json"
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "tekken.json", "*.tiktoken")
 
@@ -51,7 +50,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     with quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except _BAD_CONFIG as error:
+        except Exception as error:  # the library's code may fail on a file in any way
             problem = _one_line(error)
             if "trust_remote_code" in str(error):
                 problem = (
@@ -61,6 +60,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
             raise ModelError(f"{folder}/config.json: {problem}") from error
     refuse_quantized(folder, read_config(folder))
     architectures = getattr(config, "architectures", None) or []
+    if not (isinstance(architectures, list) and all(isinstance(it, str) for it in architectures)):
+        raise ModelError(
+            f"{folder}/config.json: architectures is {architectures!r}; must be a list of names"
+        )
     has_remote_code = trust_remote_code and hasattr(config, "auto_map")
     if config.is_encoder_decoder or (
         architectures and not has_remote_code and not _is_generative(config, architectures)
@@ -94,7 +97,8 @@ def load_model(
     Raises:
         ModelError: not a decoder-only language model, or the weights do not fit the config.
     """
-    load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    _check_layers(checkpoint, config)
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -105,7 +109,8 @@ def load_model(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are told below
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:
+            _raise_out_of_memory(error)
             raise ModelError(f"{checkpoint.folder} cannot be loaded: {_one_line(error)}") from error
     # Weights that are missing or do not fit are made up at random by transformers.
     if missing := sorted(report["missing_keys"]):
@@ -132,14 +137,36 @@ def empty_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> P
         ModelError: not a decoder-only language model.
     """
     config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    _check_layers(checkpoint, config)
     with quiet(), init_empty_weights(include_buffers=False):
         try:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        except (*_BAD_CONFIG, RuntimeError, ImportError) as error:
+        except Exception as error:
             raise ModelError(f"{checkpoint.folder} cannot be built: {_one_line(error)}") from error
     model.tie_weights()  # what is moved to the meta device one by one is no longer the same
     take_apart(model)
     return model.eval()
+
+
+def _check_layers(checkpoint: Checkpoint, config: Any) -> None:
+    """Refuse more layers than there are weights, before all of them are built.
+
+    Raises:
+        ModelError: there are.
+    """
+    asked = getattr(config.get_text_config(), "num_hidden_layers", None)
+    most = len(checkpoint.locations) or _MOST_LAYERS
+    if isinstance(asked, int) and asked > most:
+        raise ModelError(
+            f"{checkpoint.folder}/config.json: num_hidden_layers is {asked}, and there are weights "
+            f"of at most {most}. Copy or download the model again"
+        )
+
+
+def _raise_out_of_memory(error: Exception) -> None:
+    """Leave it to the caller to say that memory did not suffice: the model is not to blame."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -157,6 +184,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             raise ModelError(
                 f"{folder} has no usable tokenizer: {_one_line(error)}. {_COPY_TOKENIZER}"
             ) from error
+    longest = getattr(tokenizer, "model_max_length", 0)
+    if isinstance(longest, bool) or not isinstance(longest, int | float | None):
+        raise ModelError(
+            f"{folder}/tokenizer_config.json: model_max_length is {longest!r}; must be a number. "
+            "Mend it, or drop the key"
+        )
     if not len(tokenizer):
         raise ModelError(
             f"{folder} has no usable tokenizer: its vocabulary is empty. {_COPY_TOKENIZER}"

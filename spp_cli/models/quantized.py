@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from spp_cli.errors import ModelError
+from spp_cli.reading import read_json
 
 __all__ = ["refuse_quantized"]
 
@@ -103,6 +103,6 @@ def _by_records(folder: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         return found if isinstance(found, dict) else {}
     return None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spp_cli.atomic_files import UnfinishedFile
+from spp_cli.reading import LARGEST, check_regular, parse_json
 
 __all__ = [
     "Layout",
@@ -53,6 +54,7 @@ _DTYPES = {
 }
 # Of types that torch has not, or not everywhere, the bits; their tensors can be named, not read.
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+_MOST = 2**62  # values of a tensor: torch counts no further, and multiplies what is not zero
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -66,31 +68,43 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_regular(path)
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length), object_pairs_hook=_each_once)
+            if length > LARGEST:
+                raise ValueError(f"a header of {length:,} bytes")
+            header = parse_json(stream.read(length), _each_once)
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None) or {}
+        if not _is_text(metadata):
+            raise ValueError("its metadata is not text by name")
+        self.metadata: dict[str, str] = metadata
         self._start = 8 + length
         self._entries = header
         try:
             for name in header:
                 self._check(name)
-            self._check_offsets(size)
         except (KeyError, TypeError) as error:
             raise ValueError(f"its header is damaged: {error}") from error
+        self._check_offsets(size)
 
     def _check(self, name: str) -> None:
-        begin, end = self._entries[name]["data_offsets"]
+        entry = self._entries[name]
+        begin, end = entry["data_offsets"]
+        if not _are_counts([begin, end]):
+            raise ValueError(f"{name} is at {begin!s:.40} to {end!s:.40} of the file")
+        shape = entry["shape"]
+        if not _are_counts(shape) or math.prod(filter(None, shape)) > _MOST:
+            raise ValueError(f"{name} has the shape {shape!s:.60}")
         code = self.type_code(name)
         if code not in _DTYPES and code not in _BITS:
             raise ValueError(f"{name} is of the unknown type {code!r}")
         bits = 8 * _DTYPES[code].itemsize if code in _DTYPES else _BITS[code]
-        if 8 * (end - begin) != math.prod(self.shape(name)) * bits or begin < 0:
+        if 8 * (end - begin) != math.prod(self.shape(name)) * bits:
             raise ValueError(f"the bytes of {name} are not all there")
 
     def _check_offsets(self, size: int) -> None:
@@ -156,6 +170,14 @@ class TensorFile:
                         raise OSError(f"{self.path} ends in the middle of {name}")
                     buffer = buffer[count:]
         return tensor
+
+
+def _is_text(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(it, str) for it in metadata.values())
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(it) is int and it >= 0 for it in values)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

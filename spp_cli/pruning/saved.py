@@ -25,6 +25,7 @@ from spp_cli.pruning.inputs import Known
 from spp_cli.pruning.method import PruningMethod
 from spp_cli.pruning.orders import Group, Round
 from spp_cli.pruning.statistics import Gram, Moments, PairedGram, Statistic
+from spp_cli.reading import parse_json
 
 __all__ = ["KEPT", "SavedStatistics", "check_kept"]
 
@@ -92,7 +93,7 @@ class SavedStatistics:
         """
         file = TensorFile(self._path(block))
         chosen = {linear.name: linear for linear in linears}
-        for number, described in enumerate(json.loads(file.metadata["inputs"])):
+        for number, described in enumerate(parse_json(file.metadata["inputs"])):
             names = [name for name in described["linears"] if name in chosen]
             if not names:
                 continue

@@ -22,6 +22,7 @@ from spp_cli.models.checkpoint import INDEX
 from spp_cli.models.companions import companions
 from spp_cli.models.origin import licence_files
 from spp_cli.models.tensor_file import Layout, TensorFile, bytes_of, write_tensors
+from spp_cli.reading import parse_json
 from spp_cli.sparsity.masks import FILE_NAME, KeepMasks, packed_size
 from spp_cli.sparsity.packing import Packed, pack_weight, unpack_weight
 from spp_cli.sparsity.verify import RECORD
@@ -141,7 +142,7 @@ def _digest(tensor: Tensor) -> str:
 def _unpack_file(path: Path, target: Path, masks: KeepMasks | None) -> None:
     try:
         source = TensorFile(path)
-        document = json.loads(source.metadata["packed"])
+        document = parse_json(source.metadata["packed"])
         shapes, digests = document["shapes"], document["digests"]
 
         def layout(name: str) -> Layout:

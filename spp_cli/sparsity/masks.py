@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spp_cli.errors import ModelError
 from spp_cli.models.tensor_file import TensorFile, write_tensors
+from spp_cli.reading import parse_json
 
 __all__ = [
     "FILE_NAME",
@@ -98,18 +99,30 @@ class KeepMasks(Mapping[str, Tensor]):
         self.path = folder / FILE_NAME
         try:
             self._file = TensorFile(self.path)
-            described = json.loads(self._file.metadata["keep_masks"])
+            described = parse_json(self._file.metadata["keep_masks"])
             shapes = described["shapes"]
             self.digest: str = described["digest"]
+            self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+            self._check()
         except FileNotFoundError:
             raise ModelError(
                 f"{folder} has no {FILE_NAME}; only what spp pruned or merged has. Run: spp prune"
             ) from None
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"{self.path} is corrupt: {error}. Prune again: spp prune --force"
             ) from error
-        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+
+    def _check(self) -> None:
+        """Refuse a description that does not fit the tensors of the file."""
+        for name, shape in self.shapes.items():
+            if name not in self._file:
+                raise ValueError(f"no mask of {name}")
+            stored = self._file.type_code(name), self._file.shape(name)
+            if stored != ("U8", (packed_size(shape),)):
+                raise ValueError(f"the mask of {name} is not one of {list(shape)}")
+        if extra := sorted(set(self._file.names()) - self.shapes.keys()):
+            raise ValueError(f"no shape of {extra[0]}")
 
     def __getitem__(self, name: str) -> Tensor:
         return unpack(self.packed(name), self.shapes[name])

@@ -17,6 +17,7 @@ from spp_cli.models.decoder import Decoder
 from spp_cli.models.loading import empty_model
 from spp_cli.models.prunable import EXCLUDED
 from spp_cli.models.stored import StoredTensors, starred
+from spp_cli.reading import read_json
 from spp_cli.sparsity.masks import FILE_NAME as MASKS
 from spp_cli.sparsity.masks import KeepMasks
 from spp_cli.sparsity.patterns import Pattern, Unstructured, parse_pattern
@@ -117,7 +118,7 @@ def recorded_blocks(folder: Path) -> dict[str, Any]:
 
     That is what ``write_sparsity_record`` takes as ``blocks``.
     """
-    record = json.loads((folder / RECORD).read_bytes())
+    record = read_json(folder / RECORD)
     return {key: record[key] for key in ("block_weights", "dense") if key in record}
 
 
@@ -230,7 +231,7 @@ def _read_record(folder: Path) -> _Record | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         pattern = str(record["pattern"])
         density = {str(name): float(share) for name, share in record["density"].items()}
         kind, _, share = pattern.partition(" ")

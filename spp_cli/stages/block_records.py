@@ -14,6 +14,7 @@ from spp_cli.models.tensor_file import (
     whole_file,
 )
 from spp_cli.pruning.engine import PrunedLayer
+from spp_cli.reading import parse_json
 from spp_cli.sparsity.masks import LazyMapping, pack
 
 __all__ = ["BlockRecords"]
@@ -52,7 +53,7 @@ class BlockRecords:
         layers: dict[str, dict[str, Any]] = {}
         for block in range(blocks):
             file = TensorFile(self._path(block))
-            described = json.loads(file.metadata["layers"])
+            described = parse_json(file.metadata["layers"])
             homes |= dict.fromkeys(described, file)
             layers |= described
         shapes = {name: tuple(layer["shape"]) for name, layer in layers.items()}

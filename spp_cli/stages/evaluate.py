@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from spp_cli.fingerprint import write_json
 from spp_cli.models.checkpoint import Checkpoint
 from spp_cli.progress import Reporter
 from spp_cli.publishing import RESULTS
+from spp_cli.reading import read_json
 from spp_cli.stages.stage import Result, Sources
 from spp_cli.stages.stage_model import folder_loader, loader, model_folder
 
@@ -77,7 +77,7 @@ def _headline(models: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(folder: Path | None) -> dict[str, Any]:
     try:
-        models = json.loads((folder / RESULTS).read_bytes())["models"] if folder else {}
+        models = read_json(folder / RESULTS)["models"] if folder else {}
         return models if isinstance(models, dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +34,7 @@ from spp_cli.pruning.output_error import best_known
 from spp_cli.pruning.saved import check_kept
 from spp_cli.pruning.statistics import Statistic, fewest
 from spp_cli.publishing import PROGRESS, RESUME
+from spp_cli.reading import read_json
 from spp_cli.sparsity.masks import FILE_NAME, save_masks
 from spp_cli.sparsity.patterns import parse_pattern
 from spp_cli.sparsity.verify import RECORD, write_sparsity_record
@@ -247,7 +247,7 @@ def _order(
     if order == "auto":
         order = choose_order(settings.sparsity, held, device, kinds)
         with suppress(OSError, ValueError):
-            order = json.loads((target / PROGRESS).read_bytes()).get("order", order)
+            order = read_json(target / PROGRESS).get("order", order)
     return str(processes.give_out(order))
 
 

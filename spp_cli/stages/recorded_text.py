@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from spp_cli.data.token_store import DAMAGE
 from spp_cli.publishing import MANIFEST
+from spp_cli.reading import read_json
 from spp_cli.stages.stage import Sources
 
 __all__ = ["RecordedText", "recorded_text"]
@@ -59,6 +59,6 @@ def _digest(sources: Sources, stage: str, part: str) -> str:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     with suppress(*DAMAGE):
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = read_json(folder / MANIFEST)
         return found if isinstance(found, dict) else {}
     return {}

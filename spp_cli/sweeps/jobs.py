@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from spp_cli.errors import ConfigError
 from spp_cli.fingerprint import disk_errors, write_text
+from spp_cli.reading import read_json
 from spp_cli.settings import dump_yaml
 from spp_cli.sweeps.sweep import Point
 
@@ -74,7 +74,7 @@ class Job:
         if code == 0:
             return ""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return "; ".join(str(json.loads(self._answer.read_bytes())["error"]).splitlines())
+            return "; ".join(str(read_json(self._answer)["error"]).splitlines())
         return f"ended with exit code {code}. See {self._log}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from spp_cli.errors import WorkspaceError
 from spp_cli.fingerprint import write_json
+from spp_cli.reading import read_json
 from spp_cli.workspace import Run, Workspace
 
 __all__ = ["Record", "State", "has_plain_names", "other_file", "sweep_runs"]
@@ -60,7 +60,7 @@ class Record:
     def _read(self) -> dict[str, float]:
         """Return the seconds on record; none if it is not there or cannot be read."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            points = json.loads((self.folder / _POINTS).read_bytes())["points"]
+            points = read_json(self.folder / _POINTS)["points"]
             return {name: float(point["seconds"]) for name, point in points.items()}
         return {}
 
@@ -73,7 +73,7 @@ def has_plain_names(workspace: Workspace, name: str) -> bool:
 def other_file(workspace: Workspace, name: str, file: str) -> str:
     """Return the file of another sweep that has this name; "" if there is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        recorded = Path(json.loads((workspace.sweeps / name / _POINTS).read_bytes())["file"])
+        recorded = Path(read_json(workspace.sweeps / name / _POINTS)["file"])
         if recorded.exists() and not recorded.samefile(file):
             return str(recorded)
     return ""
@@ -82,7 +82,7 @@ def other_file(workspace: Workspace, name: str, file: str) -> str:
 def _format(folder: Path) -> int | None:
     """Return the format of a sweep's record; None if there is none, or it cannot be read."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((folder / _POINTS).read_bytes())["format"])
+        return int(read_json(folder / _POINTS)["format"])
     return None
 
 
@@ -95,7 +95,7 @@ def sweep_runs(workspace: Workspace, name: str) -> list[Run]:
     """
     path = workspace.sweeps / name / _POINTS
     try:
-        points = json.loads(path.read_bytes())["points"]
+        points = read_json(path)["points"]
     except (OSError, ValueError, KeyError, TypeError):
         found = sorted(other.parent.name for other in workspace.sweeps.glob(f"*/{_POINTS}"))
         known = ", ".join(found) or "none"

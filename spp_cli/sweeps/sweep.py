@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from spp_cli.workspace import STAGES, Workspace
 __all__ = ["Point", "Sweep", "read_sweep"]
 
 _KEYS = ("base", "config", "grid", "points", "stages")
+_MOST = 10_000  # points; each has a folder, and is checked before the first runs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -124,6 +126,13 @@ def _choices(layer: Layer, problems: Problems) -> list[Choice]:
     grid, listed = layer.values.get("grid") or {}, layer.values.get("points") or []
     axes = [problems.attempt(axis, layer, key, ("grid", key)) for key in grid]
     read = [choices for choices in axes if choices]
+    count = math.prod(map(len, read)) if read else 0
+    if count + len(listed) > _MOST:
+        problems.append(
+            f"{layer.origin(('grid',))}: the grid has {count:,} points; a sweep has at most "
+            f"{_MOST:,}. Take values out, or spread them over several sweeps"
+        )
+        return []
     crossed = [problems.attempt(together, each) for each in product(*read)] if read else []
     places = range(len(listed))
     alone = [problems.attempt(point_choice, layer, ("points", place)) for place in places]

@@ -16,6 +16,7 @@ from spp_cli import processes
 from spp_cli.errors import NumericalError
 from spp_cli.fingerprint import write_json, write_text
 from spp_cli.progress import Reporter, Task
+from spp_cli.reading import read_json
 from spp_cli.training.mask_check import GENTLER, MaskCheck
 
 __all__ = ["REPRODUCIBLE", "CheckMasks", "KeepBest", "Progress"]
@@ -40,7 +41,7 @@ class KeepBest(TrainerCallback):
     def best(self) -> dict[str, Any]:
         """Return ``loss`` and ``step`` of the adapter in the folder; a loss of infinity if none."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "best.json").read_text())
+            found: dict[str, Any] = read_json(self.folder / "best.json")
             return found
         except (OSError, ValueError):
             return {"loss": math.inf, "step": None}

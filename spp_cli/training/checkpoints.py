@@ -10,6 +10,7 @@ from typing import Any
 from spp_cli import processes
 from spp_cli.errors import WorkspaceError
 from spp_cli.progress import Reporter
+from spp_cli.reading import read_json
 
 __all__ = ["mark_complete", "newest_checkpoint"]
 
@@ -50,7 +51,7 @@ def newest_checkpoint(folder: Path, reporter: Reporter) -> Path | None:
 def _record_of_whole(checkpoint: Path) -> dict[str, Any] | None:
     """Return the record of a checkpoint; None if it has none, or a file is not as on record."""
     try:
-        record: dict[str, Any] = json.loads((checkpoint / _COMPLETE).read_text())
+        record: dict[str, Any] = read_json(checkpoint / _COMPLETE)
         for name, size in record["files"].items():
             if (checkpoint / name).stat().st_size != size:
                 return None

@@ -126,6 +126,8 @@ def test_another_kind_of_model_is_named(
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"is quantized \(awq\)"),
         ({"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"}, "set model.trust_remote"),
         ({"num_attention_heads": "four"}, "num_attention_heads"),
+        ({"architectures": 5}, "architectures is 5; must be a list of names"),
+        ({"architectures": [5]}, r"architectures is \[5\]; must be a list of names"),
     ],
 )
 def test_a_config_that_cannot_be_used_says_why_on_one_line(
@@ -135,6 +137,31 @@ def test_a_config_that_cannot_be_used_says_why_on_one_line(
     change_config(folder, **changes)
     with pytest.raises(ModelError, match=says) as error:
         load_config(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 0},
+        {"head_dim": 0},
+        {"head_dim": "x"},
+        {"rope_parameters": {"rope_theta": "x", "rope_type": "default"}},
+        {"pad_token_id": 1_000_000},
+        {"text_config": {"model_type": "llama"}},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 3000},
+    ],
+)
+@pytest.mark.parametrize("load", [load_model, empty_model])
+def test_a_config_of_which_no_model_can_be_built_says_so_at_once(
+    changes: dict[str, object], load: Callable[..., object], tiny_model: Callable[..., Path]
+) -> None:
+    folder = tiny_model("llama")
+    change_config(folder, **changes)
+    with pytest.raises(ModelError, match=r"^/.*(cannot be|config\.json: )") as error:
+        load(Checkpoint(folder))
     assert "\n" not in str(error.value)
 
 
@@ -159,6 +186,9 @@ def test_a_tokenizer_is_asked_for_by_name(
     add_tokenizer(folder)
     tokenizer = load_tokenizer(folder)
     assert len(tokenizer) == 4096
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": "x"}')
+    with pytest.raises(ModelError, match="model_max_length is 'x'; must be a number"):
+        load_tokenizer(folder)
     assert tokenizer.decode(tokenizer("def f(): pass")["input_ids"]).endswith("def f(): pass")
 
 

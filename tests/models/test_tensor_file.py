@@ -93,6 +93,45 @@ def test_a_header_that_the_library_refuses_is_refused(entries, says, tmp_path):
             safe_open(path, framework="pt")
 
 
+@pytest.mark.parametrize(
+    ("described", "says"),
+    [
+        ({"shape": [-2, -4]}, r"a has the shape \[-2, -4\]"),
+        ({"shape": [2.0, 4]}, "a has the shape"),
+        ({"shape": [True, 8]}, "a has the shape"),
+        ({"shape": "ab"}, "a has the shape ab"),
+        ({"shape": {"8": 1}}, "a has the shape"),
+        ({"shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}, "a has the shape"),
+        ({"shape": [2**40, 2**40], "data_offsets": [0, 2**80]}, "a has the shape"),
+        ({"data_offsets": [-4, 4]}, "a is at -4 to 4 of the file"),
+        ({"data_offsets": [0.0, 8.0]}, "a is at 0.0"),
+        ({"data_offsets": [False, 8]}, "a is at False"),
+        ({"data_offsets": [0, 4, 8]}, "too many values"),
+        ({"dtype": ["U8"]}, "unknown type"),
+        ({"dtype": None}, "unknown type"),
+    ],
+)
+def test_odd_numbers_and_types_in_a_header_are_refused(described, says, tmp_path):
+    whole = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    path = tmp_path / "a.safetensors"
+    TensorFile(write(path, json.dumps({"a": whole}), 8))
+    with pytest.raises(ValueError, match=says):
+        TensorFile(write(path, json.dumps({"a": whole | described}), 8))
+
+
+@pytest.mark.parametrize("metadata", [[1], {"a": 1}, {"a": {"b": "c"}}, "x"])
+def test_metadata_that_is_not_text_is_refused(metadata, tmp_path):
+    path = write(tmp_path / "a.safetensors", json.dumps({"__metadata__": metadata}), 0)
+    with pytest.raises(ValueError, match="metadata is not text"):
+        TensorFile(path)
+
+
+def test_a_header_that_is_nested_too_deep_is_refused(tmp_path):
+    path = write(tmp_path / "a.safetensors", '{"a":' * 9999 + "1" + "}" * 9999, 0)
+    with pytest.raises(ValueError, match="nested too deep"):
+        TensorFile(path)
+
+
 @pytest.mark.parametrize(("type_", "length"), [("U32", 2), ("F8_E8M0", 8), ("F4", 16), ("C64", 1)])
 def test_the_types_of_quantized_weights_are_known_by_name(type_, length, tmp_path):
     header = f"{{{entry('a', 0, 8, type_=type_, length=length)}}}"

@@ -67,6 +67,26 @@ def test_a_folder_without_masks_says_what_makes_them(tmp_path):
         KeepMasks(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (rb"\"q\":", rb"\"p\":"),  # in the description
+        (b'"q":', b'"p":'),  # of the tensor
+        (b"[3, 8]", b"[3, 9]"),
+        (b"[3, 8]", b"null  "),
+        (b'"U8"', b'"I8"'),
+    ],
+)
+def test_masks_with_a_changed_header_are_corrupt(old, new, tmp_path):
+    save_masks(tmp_path, {"q": pack(random_mask((3, 8), 0))}, {"q": (3, 8)})
+    path = tmp_path / FILE_NAME
+    whole = path.read_bytes()
+    assert whole.count(old) == 1
+    path.write_bytes(whole.replace(old, new))
+    with pytest.raises(ModelError, match=r"is corrupt"):
+        KeepMasks(tmp_path)
+
+
 def test_a_corrupt_mask_file_is_named(tmp_path):
     (tmp_path / FILE_NAME).write_bytes(b"nonsense")
     with pytest.raises(ModelError, match=r"keep_masks.safetensors is corrupt"):

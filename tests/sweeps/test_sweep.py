@@ -46,7 +46,7 @@ def read(text: str | dict[str, Any], flags: Layer | None = None) -> Sweep:
         try:
             return read_sweep(str(file), flags or Layer())
         except ConfigError as error:
-            raise ConfigError(str(error).replace(f"{folder}/", "")) from None
+            raise ConfigError(*str(error).replace(f"{folder}/", "").splitlines()) from None
 
 
 @st.composite
@@ -214,6 +214,10 @@ MISTAKES = {
     ),
     "base: nowhere.yaml\ngrid: {seed: [1]}": (
         "nowhere.yaml: no such file. The ready ones are in configs/"
+    ),
+    f"grid: {{seed: {list(range(200))}, prune.calibration.samples: {list(range(1, 60))}}}": (
+        "many.yaml:1: the grid has 11,800 points; a sweep has at most 10,000. Take values out, or "
+        "spread them over several sweeps"
     ),
     "grid: {seed: [1]}\ngrid: {seed: [2]}": (
         "many.yaml:2: 'grid' is given twice, first on line 1. Remove one"
