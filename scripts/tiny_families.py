@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 __all__ = ["VOCABULARY", "families", "save"]
 
 VOCABULARY = 4096  # of the embedded tokenizer, which goes along
+_LARGEST = 30_000_000  # parameters
 _TOKENIZER = Path(__file__).parents[1] / "spp_cli" / "demo" / "model"
 _TURNS = ["sliding_attention", "full_attention"]
 
@@ -59,7 +60,8 @@ _TEXT: dict[str, Any] = {
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "n_groups"), 1),
     **dict.fromkeys(("mamba_n_groups", "num_expert_group", "indexer_kv_heads"), 1),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 256),
-    **dict.fromkeys(("index_topk", "laurel_rank", "indexer_budget"), 8),
+    **dict.fromkeys(("index_topk", "indexer_budget"), 8),
+    **dict.fromkeys(("laurel_rank", "hc_lowrank"), 16),
     "mamba_d_head": "auto",
     "zero_expert_num": 0,
     "conv_L_cache": 3,
@@ -89,6 +91,13 @@ EXTRA: dict[str, dict[str, Any]] = {
         **{"linear_head_dim": 16, "linear_num_heads": 4, "layer_group_size": 2},
         "num_nextn_predict_layers": 0,
     },
+    "dots3_note": _MLA,
+    "dots3_note_text": _MLA,
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gemma4_unified": {"text_config": {"num_kv_shared_layers": 0}},
+    "gemma4_unified_text": {"num_kv_shared_layers": 0},
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
     "deepseek_v4": {"head_dim": 64, "o_groups": 4, "o_lora_rank": 16},
     "gemma3_text": {"layer_types": _TURNS * 2},
     "gemma3n_text": {
@@ -109,7 +118,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "minicpm3": _MLA,
     "qwen4_exp_text": {
-        **{"hc_count": 2, "hc_lowrank": 8, "ple_embed_dim": 16, "ngram_vocab_size_base": 64},
+        **{"hc_count": 2, "ple_embed_dim": 16, "ngram_vocab_size_base": 64},
         **{"indexer_n_heads": 2, "indexer_compress_ratio": 4, "split_ngram_parts": 1},
     },
     "zamba": {
@@ -168,8 +177,13 @@ def save(family: str, folder: Path) -> PreTrainedModel:
 
     No weight has the value it begins with in training: zeros and ones would hide mistakes.
     """
+    config = config_of(family)
+    with torch.device("meta"):
+        size = AutoModelForCausalLM.from_config(config).num_parameters()
+    if size > _LARGEST:
+        raise ValueError(f"{size} parameters, for want of settings that make it small")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(family)).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in _constant(model):
             parameter.add_(0.1 * torch.randn_like(parameter))

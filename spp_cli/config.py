@@ -406,8 +406,8 @@ class TrainingDataConfig(Section):
     format: SourceFormat = Field(
         "auto",
         description="alpaca: instruction/input/output; chat: messages, or ShareGPT's conversations;"
-        " completion: prompt, completion; preference: prompt, chosen, rejected (only chosen is "
-        "used); text: packed into blocks; auto: what the keys of the first row tell",
+        " completion: prompt, completion; preference: prompt or messages, chosen, rejected (only "
+        "chosen is used); text: packed into blocks; auto: what the keys of the first row tell",
     )
     train_on_prompt: bool = Field(
         True,

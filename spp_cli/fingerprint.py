@@ -300,7 +300,12 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         WorkspaceError: the disk is full, or ``path`` cannot be written; it is as it was before.
     """
-    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+    write_text(path, as_json(value) + "\n")
+
+
+def as_json(value: Any) -> str:
+    """Return ``value`` as JSON to read; scalars of numpy and torch become Python's."""
+    return json.dumps(value, indent=2, default=_plain)
 
 
 def write_text(path: str | Path, text: str) -> None:

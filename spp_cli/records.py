@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spp_cli.fingerprint import canonical_json, disk_errors, sha256, write_json
+from spp_cli.fingerprint import as_json, disk_errors, sha256, write_text
 from spp_cli.reading import read_json
 
 __all__ = ["read_record", "write_record"]
@@ -21,8 +20,8 @@ def write_record(path: Path, value: Any) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(value))
-    write_json(path, {"value": plain, "sha256": sha256(canonical_json(plain))})
+    text = as_json(value)
+    write_text(path, f'{{"sha256": "{sha256(text)}", "value": {text}}}\n')
 
 
 def read_record(path: Path, warn: Callable[[str], None]) -> Any:
@@ -32,7 +31,7 @@ def read_record(path: Path, warn: Callable[[str], None]) -> Any:
     """
     try:
         record = read_json(path)
-        if sha256(canonical_json(record["value"])) == record["sha256"]:
+        if sha256(as_json(record["value"])) == record["sha256"]:
             return record["value"]
     except FileNotFoundError:
         return None

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from spp_cli.config import SppConfig
+from spp_cli.fingerprint import digest_of, file_digests
 from spp_cli.models.checkpoint import SINGLE, locate
 from spp_cli.pipeline import run_stages
 from spp_cli.progress import Silent
-from spp_cli.workspace import STAGES, Workspace
+from spp_cli.publishing import MANIFEST, RESULTS
+from spp_cli.workspace import STAGES, Run, Workspace
 
 # Time is measured in scripts/bench_*.py, never in a test; and a first call imports much.
 settings.register_profile("spp", deadline=None, max_examples=50)
@@ -140,6 +143,18 @@ def store_fused(folder: Path) -> set[str]:
     assert any(name.endswith("experts.gate_up_proj") for name in tensors)
     save_file(tensors, folder / SINGLE, {"format": "pt"})
     return set(tensors)
+
+
+def change_results(run: Run, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a run's results.json, and its record with it, as if they had been measured so."""
+    folder = run.folder / "eval"
+    document = json.loads((folder / RESULTS).read_text())
+    change(document)
+    (folder / RESULTS).write_text(json.dumps(document))
+    record = json.loads((folder / MANIFEST).read_text())
+    digests = file_digests(folder, [RESULTS])
+    record |= {"files": {RESULTS: (folder / RESULTS).stat().st_size}, "digests": digests}
+    (folder / MANIFEST).write_text(json.dumps({**record, "output_digest": digest_of(digests)}))
 
 
 def add_tokenizer(folder: Path) -> Path:

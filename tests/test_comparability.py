@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import change_results
 from test_comparison import measured
 
 from spp_cli.card import model_card
@@ -102,14 +102,13 @@ def run(side_by_side: Workspace, tmp_path: Path) -> Run:
     """A run whose merged model was measured on another text under the same name."""
     shutil.copytree(side_by_side.root / "wanda", tmp_path / "runs" / "wanda")
     run = Workspace(tmp_path / "runs").run("wanda")
-    path, record = run.folder / "eval" / "results.json", run.folder / "eval" / "manifest.json"
-    document = json.loads(path.read_text())
-    merged = document["models"]["merge"]["results"]["perplexity@32"]
-    merged |= {"digest": "12" * 32, "source": "other.txt", "nats": 1.0, "perplexity": 2.718}
-    document["recovered"] = {"merge": {"perplexity@32": -1.33}}  # as an earlier version judged
-    path.write_text(json.dumps(document))
-    manifest = json.loads(record.read_text())
-    record.write_text(json.dumps({**manifest, "files": {path.name: path.stat().st_size}}))
+
+    def change(document: dict[str, Any]) -> None:
+        merged = document["models"]["merge"]["results"]["perplexity@32"]
+        merged |= {"digest": "12" * 32, "source": "other.txt", "nats": 1.0, "perplexity": 2.718}
+        document["recovered"] = {"merge": {"perplexity@32": -1.33}}  # as it was judged once
+
+    change_results(run, change)
     return run
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import change_results
 from typer.testing import CliRunner
 
 from spp_cli.cli import app
@@ -77,11 +78,10 @@ def test_what_explains_most_comes_first(workspace: Workspace) -> None:
     change(workspace, "prune", metrics__calibration__digest="cd" * 32)
     change(workspace, "finetune", settings__finetune__adapter__r=2, inputs__data="ef" * 32, seed=7)
     change(workspace, "merge", settings__merge__check_length=9)
-    path = workspace.root / "again" / "eval" / "results.json"
-    results = json.loads(path.read_text())
-    results["models"]["merge"]["results"]["perplexity@32"]["digest"] = "12" * 32
-    path.write_text(json.dumps(results))
-    change(workspace, "eval", files={"results.json": path.stat().st_size})
+    change_results(
+        workspace.run("again"),
+        lambda found: found["models"]["merge"]["results"]["perplexity@32"].update(digest="12" * 32),
+    )
     found = between(workspace, "wanda", "again")["differences"]
     told = [(entry["kind"], entry["stage"], entry["key"]) for entry in found]
     assert told == [

@@ -373,14 +373,6 @@ def test_one_stage_is_evaluated_without_the_dense_model_and_beside_what_was_meas
         run("eval", changes={"eval.stages": ["dense", "merge"]})
 
 
-def test_what_was_measured_of_another_dense_model_is_not_kept_beside_one_stage():
-    results = Path("workspace/r/eval/results.json")
-    text = results.read_text()
-    results.write_text(text.replace(json.loads(text)["models"]["dense"]["digest"], "ab" * 32))
-    run("eval", changes={"eval.stages": ["merge"]})
-    assert list(json.loads(results.read_text())["models"]) == ["prune", "finetune", "merge"]
-
-
 def test_without_hard_links_the_files_are_copied(monkeypatch):
     def refused(*_: object) -> None:
         raise PermissionError

@@ -15,6 +15,7 @@ from spp_cli.data.files import Row
 from spp_cli.data.folders import say_passed_over
 from spp_cli.data.formats import Format, format_of, is_plain_text, keys_of, rows_of, table_of
 from spp_cli.data.prompts import encode_example
+from spp_cli.data.row_keys import unlearnt
 from spp_cli.data.text import NAMED, find, load_texts, refuse_hub_keys
 from spp_cli.data.tokens import encode, encode_document
 from spp_cli.errors import DataError
@@ -87,8 +88,10 @@ def _told_by(row: Row | None, field: str, tokenizer: Any) -> Format:
 
 
 def _rendered(tokenizer: Any, form: RowFormat, row: Row) -> list[int]:
+    if unlearnt(row, form):
+        return []
     if form == "chat":
         example = conversation_example(row, tokenizer)
     else:
-        example = example_of(row, form, tokenizer, SECTION)
+        example = example_of(row, form, tokenizer, SECTION, with_answers=False)
     return encode_example(example, tokenizer, train_on_prompt=True)[0] if example else []

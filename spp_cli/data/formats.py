@@ -115,7 +115,8 @@ def keys_of(row: Row) -> set[str]:
 def format_of(keys: set[str]) -> RowFormat | None:
     """Return what rows with these keys are, if not text."""
     if {"messages", "conversations"} & keys:
-        return "chat"
+        is_ranking = "chosen" in keys and "prompt" not in keys
+        return "preference" if is_ranking else "chat"
     if {"instruction", "output"} <= keys:
         return "alpaca"
     if "chosen" in keys and {"prompt", "rejected"} & keys:

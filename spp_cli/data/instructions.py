@@ -70,7 +70,8 @@ def enough(rows: int) -> int:
 class Encoded:
     """A row as the model sees it, cut to the length.
 
-    ``tokens`` is how many it had; ``left_out`` why it is not used, or nothing.
+    ``tokens`` is how many it had; ``left_out`` why it is not used, or nothing; ``unread`` are the
+    keys of the row of which nothing is made.
     """
 
     place: str
@@ -78,6 +79,7 @@ class Encoded:
     labels: list[int]
     tokens: int
     left_out: str
+    unread: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,20 @@ class Chosen:
     def encoded(self, excluded: Collection[tuple[int, ...]] = ()) -> Iterator[Encoded]:
         """Yield each, with the reason if it is of no use: to be ``excluded`` is one."""
         length = self.wanted.length
-        for place, whole, targets in self._encoded():
-            ids, labels = whole[:length], targets[:length]
-            left_out = ""
-            if not ids:
+        for item in self._encoded():
+            whole = item.ids
+            ids, labels = whole[:length], item.labels[:length]
+            left_out = item.left_out
+            if left_out:
+                pass
+            elif not ids:
                 left_out = EMPTY
             # Each label belongs to the token before it: the first has none to be learnt from.
             elif all(label == IGNORED for label in labels[1:]):
                 left_out = TOO_LONG if len(whole) > length else NOTHING
             elif excluded and tuple(ids) in excluded:
                 left_out = COPY
-            yield Encoded(place, ids, labels, len(whole), left_out)
+            yield Encoded(item.place, ids, labels, len(whole), left_out, item.unread)
 
     def _encoded(self) -> Iterator[Item]:
         for first in range(0, len(self.numbers), _AT_ONCE):
@@ -117,19 +122,22 @@ def tokenized(
     Raises:
         DataError: there are none.
     """
-    writer, skipped, truncated = RowWriter(chosen.wanted.scratch), Counter[str](), 0
+    writer, truncated = RowWriter(chosen.wanted.scratch), 0
+    skipped, unread = Counter[str](), Counter[str]()
     total = len(chosen.numbers)
     with reporter.task("tokenize", total, "rows") if total > _MANY else nullcontext() as task:
         for row in chosen.encoded(excluded):
             if task is not None:
                 task.advance()
+            unread.update(row.unread)
             if row.left_out:
                 skipped[row.left_out] += 1
                 continue
             truncated += row.tokens > len(row.ids)
             writer.add(row.ids, row.labels)
     pool = chosen.pool
-    account = Account(pool.source, pool.form, total, truncated, dict(sorted(skipped.items())))
+    counts = (dict(sorted(counter.items())) for counter in (skipped, unread))
+    account = Account(pool.source, pool.form, total, truncated, *counts)
     if not len(writer):
         raise DataError(
             f"{SECTION}: {pool.source} leaves no row to {purpose}: it has {len(pool.items)}, "

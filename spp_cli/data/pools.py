@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from spp_cli.config import TextConfig, TrainingDataConfig
 from spp_cli.data.examples import RowFormat, example_of
@@ -23,7 +23,8 @@ from spp_cli.data.formats import (
     table_of,
 )
 from spp_cli.data.hub import hub_stream
-from spp_cli.data.prompts import encode_examples
+from spp_cli.data.prompts import Example, encode_examples
+from spp_cli.data.row_keys import unlearnt, unread_keys
 from spp_cli.data.text import (
     NAMED,
     find,
@@ -41,7 +42,22 @@ __all__ = ["SECTION", "Encode", "Item", "Pool", "PoolReader", "Wanted", "draws",
 
 SECTION = "finetune.data"
 Purpose = Literal["train", "validation"]
-Item = tuple[str, list[int], list[int]]  # its place, its ids and labels
+
+
+class Item(NamedTuple):
+    """What becomes of a row: its place, its ids and labels.
+
+    ``left_out`` is why the row itself says that it is not to be learnt, or nothing; ``unread`` the
+    keys of which nothing is made.
+    """
+
+    place: str
+    ids: list[int]
+    labels: list[int]
+    left_out: str = ""
+    unread: Sequence[str] = ()
+
+
 Encode = Callable[[Sequence[Any]], list[Item]]
 
 
@@ -163,12 +179,25 @@ class PoolReader:
     def _encoder(self, form: RowFormat) -> Encode:
         tokenizer, on_prompt = self.wanted.tokenizer, self.config.train_on_prompt
 
+        def example(row: Row) -> Example | None:
+            return example_of(row, form, tokenizer, SECTION, with_answers=not on_prompt)
+
         def encode(rows: Sequence[Row]) -> list[Item]:
-            examples = [example_of(row, form, tokenizer, SECTION) for row in rows]
+            reasons = [unlearnt(row, form) for row in rows]
+            examples = [
+                None if reason else example(row) for row, reason in zip(rows, reasons, strict=True)
+            ]
             useful = list(filter(None, examples))
             encoded = iter(encode_examples(useful, tokenizer, train_on_prompt=on_prompt))
-            found = (next(encoded) if example else ([], []) for example in examples)
-            return [(row.place, *pair) for row, pair in zip(rows, found, strict=True)]
+            return [
+                Item(
+                    row.place,
+                    *(next(encoded) if example else ([], [])),
+                    left_out=reason,
+                    unread=unread_keys(row, form, tokenizer),
+                )
+                for row, example, reason in zip(rows, examples, reasons, strict=True)
+            ]
 
         return encode
 
@@ -200,7 +229,7 @@ class PoolReader:
         def encode(numbers: Sequence[int]) -> list[Item]:
             found = ((number, blocks[number]) for number in numbers)
             return [
-                (f"{source} block {number + 1}", block["input_ids"], block["labels"])
+                Item(f"{source} block {number + 1}", block["input_ids"], block["labels"])
                 for number, block in found
             ]
 

@@ -6,15 +6,17 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from spp_cli.data.files import Row, string_of
 from spp_cli.data.tokens import close, encode_all, encode_with_offsets
+from spp_cli.errors import DataError
 from spp_cli.models.cross_entropy import IGNORED
 
 __all__ = [
     "IGNORED",
     "Example",
+    "Instruction",
     "alpaca_example",
     "completion_example",
     "encode_example",
@@ -24,16 +26,16 @@ __all__ = [
 ]
 
 # The prompts of Stanford Alpaca, as the released SPP code trains on them.
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
+_TASK = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
 )
+_TASK_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+)
+_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+_NO_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,45 @@ class Example:
     silent: tuple[tuple[int, int], ...] = ()
 
 
-def alpaca_example(row: Row, section: str = "finetune.data") -> Example | None:
+class Instruction(NamedTuple):
+    """What a row of Alpaca's kind asks; ``history`` are earlier questions and their answers.
+
+    ``context`` and ``system`` are empty where a row has none.
+    """
+
+    instruction: str
+    context: str
+    output: str
+    system: str
+    history: tuple[tuple[str, str], ...]
+
+    @property
+    def whole(self) -> str:
+        """The instruction and what it is about, as a user would say it."""
+        return "\n\n".join(filter(str.strip, (self.instruction, self.context)))
+
+
+def alpaca_example(
+    row: Row, section: str = "finetune.data", *, key: str = "output"
+) -> Example | None:
     """Return prompt and output of a row with instruction, output and perhaps input.
 
-    None if the output is blank, so that there is nothing to learn. ``section`` is where the
-    configuration names the format.
+    ``system`` stands in place of the prompt's first words, and the turns of ``history`` before the
+    instruction. None if the output is blank, so that there is nothing to learn. ``section`` is
+    where the configuration names the format, ``key`` the name of the output.
 
     Raises:
         DataError: a key is missing or is not text.
     """
-    instruction, context, output = instruction_of(row, section)
-    form = ALPACA_WITH_INPUT if context.strip() else ALPACA
-    prompt = form.format(instruction=instruction, input=context)
-    return completion_example(prompt, output)
+    asked = instruction_of(row, section, key=key)
+    has_input = bool(asked.context.strip())
+    task = _TASK_WITH_INPUT if has_input else _TASK
+    if asked.system.strip():
+        task = f"{asked.system}\n\n"
+    earlier = (f"{_NO_INPUT.format(instruction=q)}{a}\n\n" for q, a in asked.history)
+    form = _INPUT if has_input else _NO_INPUT
+    last = form.format(instruction=asked.instruction, input=asked.context)
+    return completion_example("".join((task, *earlier, last)), asked.output)
 
 
 def completion_example(prompt: str, completion: str) -> Example | None:
@@ -71,17 +99,35 @@ def completion_example(prompt: str, completion: str) -> Example | None:
     return Example(text, ((len(prompt), len(text)),)) if completion.strip() else None
 
 
-def instruction_of(row: Row, section: str) -> tuple[str, str, str]:
-    """Return instruction, input and output; an input that is not there is empty.
+def instruction_of(row: Row, section: str, *, key: str = "output") -> Instruction:
+    """Return what a row asks, and the answer that it has under ``key``.
 
     Raises:
         DataError: a key is missing or is not text.
     """
     remedy = f"Name these keys so, or set {section}.format"
     instruction = string_of(row, "instruction", remedy)
-    output = string_of(row, "output", remedy)
-    context = string_of(row, "input", remedy) if row.value.get("input") is not None else ""
-    return instruction, context, output
+    output = string_of(row, key, remedy)
+    context, system = (
+        string_of(row, name, remedy) if row.value.get(name) is not None else ""
+        for name in ("input", "system")
+    )
+    return Instruction(instruction, context, output, system, _history_of(row))
+
+
+def _history_of(row: Row) -> tuple[tuple[str, str], ...]:
+    turns = row.value.get("history")
+    if turns is None:
+        return ()
+    is_list = isinstance(turns, list) and all(
+        isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
+        for turn in turns
+    )
+    if not is_list:
+        raise DataError(
+            f"{row.place}: 'history' must be a list of pairs of texts, a question and its answer"
+        )
+    return tuple((question, answer) for question, answer in turns)
 
 
 def encode_example(
@@ -157,7 +203,9 @@ def _extents(offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
     Some tokenizers leave the blank before a word out of its token; and a token that is only a part
     of a character has all of it, as its neighbours do.
     """
-    begins, ends, reached = [], [], 0
+    begins: list[int] = []
+    ends: list[int] = []
+    reached = 0
     for start, end in offsets:
         begins.append(max(begins[-1], min(start, reached)) if begins else 0)
         reached = max(reached, end)

@@ -24,7 +24,7 @@ from spp_cli.reading import parse_json
 
 __all__ = ["AskedRows", "KeptRows", "RowStore"]
 
-_FORMAT = 1  # raised when the same settings come to mean other rows, or another file
+_FORMAT = 2  # raised when the same settings come to mean other rows, or another file
 _NAMES = ("train", "validation")
 _DTYPES = {"tokens": torch.int32, "trained": torch.bool, "starts": torch.int64}
 _ELSEWHERE_OR_NOWHERE = {"source", "validation_source", "sequence_length", "samples", "packing"}

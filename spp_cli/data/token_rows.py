@@ -7,6 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,14 +15,17 @@ import numpy as np
 
 from spp_cli.data.prompts import IGNORED
 
-__all__ = ["Account", "RowWriter", "Rows", "digest_of"]
+__all__ = ["Account", "RowWriter", "Rows", "digest_of", "listed"]
+
+_SHOWN = 8  # keys that a line names
 
 
 @dataclass(frozen=True)
 class Account:
     """What became of the rows of a source: how many were looked at, cut, and left out, by reason.
 
-    ``form`` is the format they were read in.
+    ``form`` is the format they were read in. ``unread`` says of each key of which nothing is made
+    how many rows have it.
     """
 
     source: str
@@ -29,6 +33,7 @@ class Account:
     read: int
     truncated: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Say it in brackets, as in " (3 cut; left out: 2 empty)"; nothing if all is well."""
@@ -36,7 +41,17 @@ class Account:
         if self.skipped:
             reasons = (f"{count:,} {reason}" for reason, count in self.skipped.items())
             parts.append(f"left out: {', '.join(reasons)}")
+        if self.unread:
+            parts.append(f"keys not used: {listed(self.unread)}")
         return f" ({'; '.join(parts)})" if parts else ""
+
+
+def listed(keys: Mapping[str, int]) -> str:
+    """Return keys with the number of rows that have them, as in "id (36), source (2)"."""
+    shown = [f"{key} ({count:,})" for key, count in islice(keys.items(), _SHOWN)]
+    if more := len(keys) - len(shown):
+        shown.append(f"{more} more")
+    return ", ".join(shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +95,7 @@ class Rows:
             "read": self.account.read,
             "truncated": self.account.truncated,
             "skipped": dict(self.account.skipped),
+            "unread_keys": dict(self.account.unread),
             "digest": self.digest,
         }
 

@@ -32,7 +32,8 @@ class BlockCalls:
 
     ``hidden_states``: a batch's input to the first block, (sequences, tokens, hidden_size).
     ``shapes``: sequences and tokens of each batch.
-    ``arguments``: for each block, then each batch, the other arguments of its call.
+    ``arguments``: for each block, then each batch, the other arguments of its call. If it takes
+    ``hidden_states`` by name, that is among them, and None.
     ``forms``: what the first block returned for a batch of each shape, without the hidden states;
     all blocks return in this form.
     ``carried``: those of the tensors in it that later blocks are called with, and the last block
@@ -59,7 +60,10 @@ class BlockCalls:
         args, kwargs = self.arguments[index][batch]
         if self.carried:
             args, kwargs = _filled((args, kwargs), self._kept[batch])
-        output = block(hidden_states, *args, **kwargs)
+        if "hidden_states" in kwargs:  # by its name: it may not be the first that a block takes
+            output = block(*args, **{**kwargs, "hidden_states": hidden_states})
+        else:
+            output = block(hidden_states, *args, **kwargs)
         self._keep(output, index, batch)
         return _first(output)
 
@@ -156,7 +160,8 @@ def _capture(
             if args:
                 hidden_states, args = args[0], args[1:]
             else:
-                hidden_states = kwargs.pop("hidden_states")
+                hidden_states = kwargs["hidden_states"]
+                kwargs["hidden_states"] = None  # each run has its own
             if index == 0:
                 calls.hidden_states.append(hidden_states)
             elif not (len(passed) == index and _equal(passed[-1], hidden_states)):
@@ -204,9 +209,14 @@ def _replaced(decoder: Decoder, *forwards: Callable[..., Any]) -> Iterator[None]
 
 def _as_returned(hidden_states: Tensor, returned: Any) -> Any:
     """Return ``hidden_states`` in the form of what a block ``returned``."""
-    if isinstance(returned, list):
-        return [hidden_states, *returned[1:]]
-    return (hidden_states, *returned[1:]) if isinstance(returned, tuple) else hidden_states
+    if not isinstance(returned, tuple | list):
+        return hidden_states
+    return _like(returned, [hidden_states, *returned[1:]])
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """Return ``items`` as a tuple, named tuple or list, whichever ``value`` is."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _handed_on(
@@ -226,12 +236,9 @@ def _handed_on(
         handed[id(new)] = (_Carried(index, next(place)), new)
         return new
 
-    output = _as_returned(hidden_states, form)
-    return (
-        output
-        if output is hidden_states
-        else type(output)([hidden_states, *(_mapped(item, fresh) for item in output[1:])])
-    )
+    if not isinstance(form, tuple | list):
+        return hidden_states
+    return _like(form, [hidden_states, *(_mapped(item, fresh) for item in form[1:])])
 
 
 def _marked(
@@ -323,7 +330,7 @@ def _share(value: Any, known: list[Tensor]) -> Any:
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return ``value`` with what is inside its tuples, lists and dictionaries ``change``d."""
     if isinstance(value, tuple | list):
-        return type(value)(_mapped(item, change) for item in value)
+        return _like(value, [_mapped(item, change) for item in value])
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
     return change(value)

@@ -149,17 +149,16 @@ def _uncalled(decoder: Decoder) -> dict[str, str]:
     Empty if no block can be run alone: then no text flows either. An expert's are not among them,
     which are called only if a token is routed to them.
     """
-    kinds: dict[Any, int] = {}
-    for index, block in enumerate(decoder.blocks):
-        kinds.setdefault(_kind(block), index)
-    with _zeros(decoder, kinds.values()):
+    of_block = [_kind(block) for block in decoder.blocks]
+    kinds = {kind: of_block.index(kind) for kind in of_block}
+    with _zeros(decoder, kinds.values()), _switches_as_they_are(decoder.model):
         try:
             found = _probe(decoder, kinds)
         except Exception:  # noqa: BLE001 - a family's own code; text that flows later tells why
             return {}
     reasons = {}
-    for index, block in enumerate(decoder.blocks):
-        why = found[_kind(block)]
+    for index, kind in enumerate(of_block):
+        why = found[kind]
         for linear in decoder.linears(index):
             path = _path_in_block(linear, decoder, index)
             if path in why and not linear.is_routed:
@@ -232,6 +231,20 @@ class _Reads(TorchFunctionMode):
         if isinstance(result, Tensor):  # a shape or a type is not what is meant
             self.seen.update(id(item) for item in args if isinstance(item, nn.Parameter))
         return result
+
+
+@contextmanager
+def _switches_as_they_are(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward changes of modules, as BigBird turns to full attention for short text."""
+    before = [
+        (module, {k: v for k, v in vars(module).items() if isinstance(v, bool | int | str)})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, switches in before:
+            vars(module).update(switches)
 
 
 @contextmanager

@@ -25,9 +25,11 @@ def rows_preview(document: Mapping[str, Any], *, colour: bool) -> str:
     """Return what ``spp finetune --preview`` found, row by row, and a legend above.
 
     ``document`` has ``source``, ``format``, ``length``, ``packing``, ``left_out`` (rows passed
-    over, by reason) and ``rows``, each with ``place``, ``tokens``, ``length``, ``trained`` and
-    ``pieces``.
+    over, by reason), ``unread_keys`` (rows by key) and ``rows``, each with ``place``, ``tokens``,
+    ``length``, ``trained`` and ``pieces``.
     """
+    from spp_cli.data.token_rows import listed
+
     legend = _marked("trained on", colour)
     lines = [
         f"{document['source']} ({document['format']}), at most {document['length']} tokens a row; "
@@ -42,6 +44,8 @@ def rows_preview(document: Mapping[str, Any], *, colour: bool) -> str:
     if document["left_out"]:
         reasons = (f"{count:,} {reason}" for reason, count in document["left_out"].items())
         lines += ["", f"left out on the way: {', '.join(reasons)}"]
+    if document["unread_keys"]:
+        lines += ["", f"keys not used: {listed(document['unread_keys'])}"]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.adapters.attach import adapted_layers
 from spp_cli.config import SppConfig
 from spp_cli.data.tokens import context_of
-from spp_cli.errors import CheckFailed
+from spp_cli.errors import CheckFailed, NumericalError
 from spp_cli.evaluation.perplexity import perplexity
 from spp_cli.progress import Silent
 from spp_cli.stages.merged_weights import MUCH, RoundingCost
@@ -124,6 +125,8 @@ class MergeCheck:
         if self._text is None:
             return None, difference
         merged = _mean_loss(self._model, self._text.tokens)
+        if not math.isfinite(self._pruned + self._adapter + merged):
+            return None, difference
         sequences, length = self._text.tokens.shape
         predicted = sequences * (length - 1)
         losses = Losses(self._pruned, self._adapter, merged, predicted, self._text.source)
@@ -131,8 +134,11 @@ class MergeCheck:
 
 
 def _mean_loss(model: Any, tokens: Tensor) -> float:
-    """Return the mean loss in nats a token on sequences (sequences, length)."""
-    return perplexity(model, tokens, batch_size="auto", reporter=Silent()).nats
+    """Return the mean loss in nats a token on sequences (sequences, length); NaN if it has none."""
+    try:
+        return perplexity(model, tokens, batch_size="auto", reporter=Silent()).nats
+    except NumericalError:
+        return math.nan  # the merge names the layer, if it is one's
 
 
 @contextmanager

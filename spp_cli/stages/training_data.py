@@ -87,8 +87,9 @@ def preview_rows(
     asked = _asked(config, sources, folder, model_config)
     train, validation = choose(asked.wanted, reporter)
     held_out = copies_of(tokenized(validation, "validate on", (), reporter))
-    examples, left_out = [], Counter[str]()
+    examples, left_out, unread = [], Counter[str](), Counter[str]()
     for row in train.encoded(held_out):
+        unread.update(row.unread)
         if row.left_out:
             left_out[row.left_out] += 1
         else:
@@ -101,6 +102,7 @@ def preview_rows(
         "length": asked.wanted.length,
         "packing": config.finetune.data.packing and train.pool.form != "text",
         "left_out": dict(left_out),
+        "unread_keys": dict(sorted(unread.items())),
         "rows": examples,
     }
 

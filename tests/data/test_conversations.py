@@ -89,10 +89,20 @@ def test_a_template_that_writes_earlier_turns_otherwise_still_trains_on_them(
     assert answers(example) == ["2<|im_end|>\n", "<think></think>4<|im_end|>\n"]
 
 
-def test_what_a_template_refuses_is_told_with_the_row(chat_tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alt"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_what_a_template_refuses_is_told_with_the_row(
+    template: str, why: str, chat_tokenizer: Any
+) -> None:
     strict = copy.deepcopy(chat_tokenizer)
-    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match="rows:1: refused by the chat template: roles must alt"):
+    strict.chat_template = template
+    with pytest.raises(DataError, match=f"rows:1: refused by the chat template: {why}"):
         chat_example(chat("Hello", "Hi"), strict)
 
 
@@ -123,10 +133,10 @@ def test_an_answer_is_not_taken_for_the_same_words_of_the_user(chat_tokenizer: A
     counting = copy.deepcopy(chat_tokenizer)
     counting.chat_template = COUNTING
     example = chat_example(chat("Say 4", "4", "Say 4 again", "4"), counting)
-    assert answers(example) == ["4<|im_end|>\n", "4<|im_end|>\n"]
+    assert answers(example) == ["4<|im_end|>\n", "<think></think>4<|im_end|>\n"]
     assert example
     for start, _ in example.answers:
-        assert example.text[:start].endswith(("assistant\n", "<think></think>"))
+        assert example.text[:start].endswith("assistant\n")
 
 
 @given(contents=st.lists(spoken, min_size=2, max_size=6))

@@ -91,6 +91,13 @@ def test_what_steers_is_told_by_its_size_in_models_of_real_sizes() -> None:
     assert not Prunable(Decoder(model)).reasons
 
 
+def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    decoder = Decoder(empty_model(Checkpoint(folder_of("big_bird", tmp_path))))
+    blocks = [block.attention_type for block in decoder.blocks]  # turned by a forward of short text
+    assert not Prunable(decoder).reasons
+    assert [block.attention_type for block in decoder.blocks] == blocks == ["block_sparse"] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["two-pass", "one-pass"])
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROW = {
 
 def document(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
     facts = {"source": "rows.jsonl", "format": "alpaca", "length": 9, "packing": False}
-    return {**facts, "left_out": {}, "rows": list(rows), **more}
+    return {**facts, "left_out": {}, "unread_keys": {}, "rows": list(rows), **more}
 
 
 def test_without_colour_what_is_trained_on_stands_in_brackets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,27 @@ def test_a_stage_measured_on_another_text_is_compared_with_none(sources, tmp_pat
     assert row.split()[-2].endswith("*1")
     assert row.split()[-1] == "–"
     assert "*1 perplexity@32: tokens " in shown
+
+
+@pytest.mark.parametrize(("recorded", "kept"), [("d", True), ("e", False), (None, False)])
+def test_what_was_measured_of_a_dense_model_that_is_not_read_holds_if_it_is_on_record(
+    sources, tmp_path, recorded, kept
+):
+    sources.digests["dense"] = "d" * 64
+    before, _ = run(config_of("perplexity"), sources, tmp_path / "a")
+    sources.stages["eval"] = tmp_path / "a"
+    del sources.digests["dense"]
+    if recorded:  # by its first digits, as prune has it
+        sources.digests["dense"] = recorded * 16
+    config = SppConfig.model_validate(
+        {"eval": {"stages": ["prune"], "perplexity": {"sequence_length": 32, "max_chunks": 4}}}
+    )
+    shutil.rmtree(sources.model)
+    after, bars = run(config, sources, tmp_path / "b")
+    assert bars == []
+    if not kept:
+        del before["models"]["dense"]
+    assert after["models"] == before["models"]
 
 
 def test_any_folder_gives_the_numbers_of_its_stage(sources, tmp_path):
