@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "spp_cli"
 GROUND = {
     "atomic_files",
+    "deferred",
     "records",
     "errors",
     "config",
@@ -96,21 +97,56 @@ def test_only_the_top_and_the_stages_know_the_layout_on_disk(path):
 def test_a_method_knows_nothing_but_its_types():
     for name in ("magnitude", "wanda", "sparsegpt"):
         known = set(imported(PACKAGE / "pruning" / f"{name}.py"))
-        assert known <= {"pruning", "sparsity", "errors"}
+        assert known <= {"pruning", "sparsity", "errors", "deferred"}
+
+
+_SLOW = ("torch", "transformers", "datasets", "pandas", "lm_eval")  # seconds each
+
+
+def spp_without_torch(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process, which fails with the code 99 if it imported what is slow."""
+    code = (
+        "import os, sys; from spp_cli.__main__ import main\n"
+        f"sys.argv = ['spp', *{arguments.split()}]\n"
+        "try: main()\n"
+        "except SystemExit as ended: code = ended.code or 0\n"
+        f"slow = [name for name in {_SLOW} if name in sys.modules]\n"
+        "if slow: print('imported:', *slow, file=sys.stderr)\n"
+        "sys.stdout.flush(); sys.stderr.flush(); os._exit(99 if slow else code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
     "arguments", ["--help", "prune --help", "status", "compare", "sweep --help", "--version"]
 )
 def test_help_and_status_do_not_wait_for_torch(arguments, tmp_path):
-    code = (
-        "import sys; from spp_cli.__main__ import main\n"
-        f"sys.argv = ['spp', *{arguments.split()}]\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules), 'imported'"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = spp_without_torch(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("prune --method wonda", "prune.method is 'wonda'"),
+        ("prune --method sparsegpt --set prune.method.damping=-1", "prune.method.damping is -1"),
+        ("prune --set prune.allocation.probes=0 --allocation sensitivity", "allocation.probes"),
+        ("plan --pattern 9:4", "prune.pattern is '9:4'"),
+        (
+            "calibrate --set prune.refine.name=dsnot --set prune.refine.cycles=0",
+            "prune.refine.cycles",
+        ),
+        ("finetune --set finetune.adapter.r=0", "finetune.adapter.r is 0"),
+        ("finetune", "has no run with a pruned model"),
+        ("merge", "has no run with a finetuned model"),
+        ("run --set prune.recover.name=least-squares --set prune.recover.x=0", "prune.recover.x"),
+        ("eval --stage prone", "eval.stages"),
+        ("data check --set eval.limit=0", "eval.limit is 0"),
+        ("bench nothing --batch-sizes 0", "--batch-sizes is '0'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_torch_is_imported(arguments, says, tmp_path):
+    done = spp_without_torch(arguments, tmp_path)
+    assert (done.returncode, says in done.stderr) == (2, True), done.stderr

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from spp_cli.adapters.frozen import DenseWeight, FrozenLinear, FrozenWeight
-from spp_cli.config import Section
+from spp_cli.adapters.frozen import DenseWeight, FrozenLinear
+from spp_cli.adapters.settings import AdapterMethod
 
 __all__ = ["AdaptedLinear", "AdapterMethod"]
 
@@ -74,18 +74,6 @@ class AdaptedLinear(FrozenLinear):
         self.base = DenseWeight(weight.to(frozen.device, frozen.dtype), keep)
         for parameter in self.adapter_parameters().values():
             parameter.data.zero_()
-
-
-class AdapterMethod(Section):
-    """Base of all adapters: one frozen model whose fields are its YAML keys."""
-
-    reads_mask: ClassVar[bool] = False  # whether its layers ask for more than the weight tells
-
-    name: str
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> AdaptedLinear:
-        """Return an adapted layer that starts as the linear of ``base``."""
-        raise NotImplementedError
 
 
 class _Product(torch.autograd.Function):

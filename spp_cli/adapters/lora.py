@@ -6,24 +6,15 @@ on pruned weights. To keep sparsity, train spp or masked-lora.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import linear
 
-from spp_cli.adapters.frozen import FrozenWeight
-from spp_cli.adapters.low_rank import LowRank, LowRankLinear
+from spp_cli.adapters.low_rank import LowRankLinear
+from spp_cli.adapters.settings import LoRA
 
 __all__ = ["LoRA", "LoRALinear"]
-
-
-class LoRA(LowRank):
-    """Settings of plain LoRA."""
-
-    name: Literal["lora"] = "lora"
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> LoRALinear:
-        return LoRALinear(base, bias, self)
 
 
 class LoRALinear(LowRankLinear):

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.adapters.frozen import FrozenWeight
+from spp_cli.adapters.settings import LowRank
 
 __all__ = ["LowRank", "LowRankLinear"]
-
-
-class LowRank(AdapterMethod):
-    """Settings of an adapter with a product B A of rank r, that starts as zero."""
-
-    r: int = Field(16, ge=1, description="Rank of the product of B and A")
-    scale: float = Field(2.0, gt=0, description="Factor of the product of B and A")
 
 
 class LowRankLinear(AdaptedLinear):

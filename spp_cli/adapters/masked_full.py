@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 
-from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.adapters.frozen import FrozenWeight
+from spp_cli.adapters.settings import MaskedFull
 
 __all__ = ["MaskedFull", "MaskedFullLinear"]
-
-
-class MaskedFull(AdapterMethod):
-    """Masked full finetuning; it wants a far lower learning rate than the small adapters."""
-
-    reads_mask: ClassVar[bool] = True
-
-    name: Literal["masked-full"] = "masked-full"
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> MaskedFullLinear:
-        return MaskedFullLinear(base, bias)
 
 
 class MaskedFullLinear(AdaptedLinear):

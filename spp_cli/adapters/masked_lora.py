@@ -5,25 +5,12 @@ LoRA (Hu et al. 2021, arXiv:2106.09685) under the keep mask M.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
-from spp_cli.adapters.frozen import FrozenWeight
-from spp_cli.adapters.low_rank import LowRank, LowRankLinear
+from spp_cli.adapters.low_rank import LowRankLinear
+from spp_cli.adapters.settings import MaskedLoRA
 
 __all__ = ["MaskedLoRA", "MaskedLoRALinear"]
-
-
-class MaskedLoRA(LowRank):
-    """Settings of masked LoRA."""
-
-    reads_mask: ClassVar[bool] = True
-
-    name: Literal["masked-lora"] = "masked-lora"
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> MaskedLoRALinear:
-        return MaskedLoRALinear(base, bias, self)
 
 
 class MaskedLoRALinear(LowRankLinear):

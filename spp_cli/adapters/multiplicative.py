@@ -6,24 +6,13 @@ zeros of W stay zero whatever A and B are.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from spp_cli.adapters.frozen import FrozenWeight
-from spp_cli.adapters.low_rank import LowRank, LowRankLinear
+from spp_cli.adapters.low_rank import LowRankLinear
+from spp_cli.adapters.settings import Multiplicative
 
 __all__ = ["Multiplicative", "MultiplicativeLinear"]
-
-
-class Multiplicative(LowRank):
-    """Settings of the multiplicative low-rank adapter."""
-
-    name: Literal["multiplicative"] = "multiplicative"
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> MultiplicativeLinear:
-        return MultiplicativeLinear(base, bias, self)
 
 
 class MultiplicativeLinear(LowRankLinear):

@@ -7,27 +7,15 @@ i: zeros of W stay zero whatever A and B are.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from spp_cli.adapters.adapter import AdaptedLinear, AdapterMethod
+from spp_cli.adapters.adapter import AdaptedLinear
 from spp_cli.adapters.frozen import FrozenWeight
+from spp_cli.adapters.settings import SPP
 
 __all__ = ["SPP", "SPPLinear"]
-
-
-class SPP(AdapterMethod):
-    """Settings of SPP. The released ones: 16 row groups, scale 2."""
-
-    name: Literal["spp"] = "spp"
-    r: int = Field(16, ge=1, description="Row groups that each have a row of A of their own")
-    scale: float = Field(2.0, gt=0, description="Factor of the product of A and B")
-
-    def wrap(self, base: FrozenWeight, bias: Tensor | None) -> SPPLinear:
-        return SPPLinear(base, bias, self.r, self.scale)
 
 
 class SPPLinear(AdaptedLinear):

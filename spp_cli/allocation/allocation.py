@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from spp_cli.allocation.dense import DenseModel
 from spp_cli.config import Section
-from spp_cli.models.decoder import Linear
+
+if TYPE_CHECKING:
+    from spp_cli.allocation.dense import DenseModel
+    from spp_cli.models.decoder import Linear
 
 __all__ = ["Allocated", "Allocation", "Uniform"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -11,7 +11,9 @@ from pydantic_core import PydanticCustomError
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import weighted_mean
 from spp_cli.errors import ConfigError
-from spp_cli.models.decoder import Linear, select
+
+if TYPE_CHECKING:
+    from spp_cli.models.decoder import Linear
 
 __all__ = ["Globs"]
 
@@ -58,6 +60,8 @@ class Globs(Allocation):
                 f"{_KEY} names no layers. Write globs and their ratios, such as "
                 "{'*.mlp.*': 0.8}, or choose uniform, owl or sensitivity"
             )
+        from spp_cli.models.decoder import select  # not above: it needs transformers
+
         given: dict[str, float] = {}
         for glob, ratio in self.__pydantic_extra__.items():
             matched = [linear.name for linear in select(linears, [glob], [], (_KEY, _KEY))]

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
-from spp_cli.allocation.dense import DenseModel
+from spp_cli.deferred import deferred
 from spp_cli.errors import not_finite
-from spp_cli.models.decoder import Linear
 from spp_cli.pruning.statistics import InputNorm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from spp_cli.allocation.dense import DenseModel
+    from spp_cli.models.decoder import Linear
+else:
+    torch = deferred("torch")
 
 __all__ = ["OWL", "outlier_percentage"]
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from spp_cli import processes
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
-from spp_cli.allocation.dense import DenseModel
+from spp_cli.deferred import deferred
 from spp_cli.errors import ConfigError, not_finite
-from spp_cli.models.decoder import Linear
-from spp_cli.models.experts import has_experts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from spp_cli.allocation.dense import DenseModel
+    from spp_cli.models.decoder import Linear
+else:
+    torch = deferred("torch")
 
 __all__ = ["Sensitivity", "fisher_traces", "hessian_traces"]
 
@@ -67,6 +72,8 @@ class Sensitivity(Allocation):
 
     def measure(self, linears: Sequence[Linear], dense: DenseModel) -> dict[str, float]:
         """Return the sensitivity of each linear by name; of those that text reaches."""
+        from spp_cli.models.experts import has_experts  # not above: it needs transformers
+
         samples = max(1, self.samples // processes.count())
         if self.estimate == "fisher":
             traces = fisher_traces(dense, linears, samples)

@@ -7,11 +7,7 @@ import re
 import shutil
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from spp_cli.errors import ModelError
 from spp_cli.models.companions import companions, decides
@@ -19,6 +15,10 @@ from spp_cli.models.origin import licence_files
 from spp_cli.models.quantized import refuse_quantized
 from spp_cli.models.tensor_file import TensorFile
 from spp_cli.reading import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "DEMO",
@@ -153,6 +153,8 @@ class Checkpoint:
         """Return the type that transformers gives all weights where config.json names none."""
         if not self._files:
             return None
+        from safetensors import safe_open  # not above: it loads numpy
+
         path, tensors = next(iter(self._files.items()))
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())  # in an order of its own, of which the first counts

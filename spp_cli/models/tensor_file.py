@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from spp_cli.atomic_files import UnfinishedFile
+from spp_cli.deferred import deferred
 from spp_cli.reading import LARGEST, check_regular, parse_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 __all__ = [
     "Layout",
@@ -32,30 +38,45 @@ __all__ = [
     "write_tensors",
 ]
 
-Layout = tuple[tuple[int, ...], torch.dtype]  # shape and type
+Layout = tuple[tuple[int, ...], "torch.dtype"]  # shape and type
 
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "C64": torch.complex64,
+_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "C64": "complex64",
 }
 # Of types that torch has not, or not everywhere, the bits; their tensors can be named, not read.
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 _MOST = 2**62  # values of a tensor: torch counts no further, and multiplies what is not zero
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+@cache
+def _dtypes() -> dict[str, torch.dtype]:
+    """Return torch's type for each code of the format."""
+    return {code: getattr(torch, name) for code, name in _NAMES.items()}
+
+
+def _width(code: str) -> int:
+    """Return the bits of one value of a type that torch has, which its code tells: BF16, C64."""
+    return 8 if code == "BOOL" else int(re.findall(r"\d+", code)[0])
+
+
+@cache
+def _codes() -> dict[torch.dtype, str]:
+    return {dtype: code for code, dtype in _dtypes().items()}
 
 
 class TensorFile:
@@ -101,9 +122,9 @@ class TensorFile:
         if not _are_counts(shape) or math.prod(filter(None, shape)) > _MOST:
             raise ValueError(f"{name} has the shape {shape!s:.60}")
         code = self.type_code(name)
-        if code not in _DTYPES and code not in _BITS:
+        if code not in _NAMES and code not in _BITS:
             raise ValueError(f"{name} is of the unknown type {code!r}")
-        bits = 8 * _DTYPES[code].itemsize if code in _DTYPES else _BITS[code]
+        bits = _BITS.get(code) or _width(code)
         if 8 * (end - begin) != math.prod(self.shape(name)) * bits:
             raise ValueError(f"the bytes of {name} are not all there")
 
@@ -132,7 +153,7 @@ class TensorFile:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's type without reading it."""
-        return _DTYPES[self.type_code(name)]
+        return _dtypes()[self.type_code(name)]
 
     def type_code(self, name: str) -> str:
         """Return a tensor's type as the file has it, "BF16": of those too that cannot be read."""
@@ -219,7 +240,7 @@ def begin_tensors(
 ) -> UnfinishedFile:
     """Do what ``write_tensors`` does, but for the wait for the disk: that is left to ``finish``."""
     entries: dict[str, dict[str, Any]] = {
-        name: {"dtype": _CODES[dtype], "shape": list(shape)}
+        name: {"dtype": _codes()[dtype], "shape": list(shape)}
         for name, (shape, dtype) in layouts.items()
     }
     widths = {name: dtype.itemsize for name, (_, dtype) in layouts.items()}

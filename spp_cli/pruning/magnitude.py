@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Magnitude"]
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor
-
 from spp_cli.config import Section
 from spp_cli.pruning.statistics import Statistic
 from spp_cli.sparsity.patterns import NofM, Pattern
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from spp_cli.pruning.region import Region
 
 __all__ = ["Pruned", "PruningMethod", "misfit_of_blocks"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from spp_cli.pruning.statistics import Gram, PairedGram
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Reconstruction", "energy"]
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from spp_cli import processes
-from spp_cli.models.calls import BlockCalls
-from spp_cli.models.decoder import Linear
-from spp_cli.pruning.inputs import Known
-from spp_cli.pruning.orders import dense_inputs
+from spp_cli.deferred import deferred
 from spp_cli.pruning.statistics import Statistic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from spp_cli.models.calls import BlockCalls
+    from spp_cli.models.decoder import Linear
+    from spp_cli.pruning.inputs import Known
+else:
+    torch = deferred("torch")
 
 __all__ = ["Region"]
 
@@ -52,6 +56,8 @@ class Region:
 
     def known(self, numbers: Sequence[int], kind: type[Statistic]) -> dict[str, Known | None]:
         """Return by linear what ``kind`` knows of its inputs from some of the batches."""
+        from spp_cli.pruning.orders import dense_inputs  # not above: it needs transformers
+
         some = self._calls.only(numbers)
         return {
             linear.name: known

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from spp_cli import processes
+from spp_cli.deferred import deferred
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 _NARROWEST_PANEL = 256
 
@@ -54,7 +58,7 @@ class Statistic(ABC):
 
     def add_up(self) -> None:
         """Make what each process has counted what all together have."""
-        processes.add_up(value for value in vars(self).values() if isinstance(value, Tensor))
+        processes.add_up(value for value in vars(self).values() if isinstance(value, torch.Tensor))
         self.samples = sum(processes.collect(self.samples))
 
     @classmethod
@@ -65,7 +69,7 @@ class Statistic(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return all that was counted but ``samples``, by name: to be kept."""
         named = ((name.lstrip("_"), value) for name, value in vars(self).items())
-        return {name: value for name, value in named if isinstance(value, Tensor)}
+        return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
     def restore(self, tensors: Mapping[str, Tensor], samples: int) -> None:
         """Become what ``tensors`` returned of another, of ``samples`` samples."""

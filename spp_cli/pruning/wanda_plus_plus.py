@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from spp_cli import processes
+from spp_cli.deferred import deferred
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.region import Region
 from spp_cli.pruning.statistics import Gram, InputNorm
 from spp_cli.pruning.wanda import never_zero
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = deferred("torch")
 
 __all__ = ["WandaPlusPlus"]
 
@@ -114,6 +118,7 @@ class WandaPlusPlus(PruningMethod):
 
 def _distance(target: Tensor, output: Tensor) -> Tensor:
     """Return the squared distance of a block's output from what it should be."""
+    mse_loss = torch.nn.functional.mse_loss
     return mse_loss(output.float(), target.to(output.device).float(), reduction="sum")
 
 

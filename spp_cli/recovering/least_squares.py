@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from spp_cli.pruning.method import Pruned
 from spp_cli.pruning.reconstruction import Reconstruction
 from spp_cli.pruning.statistics import Gram
 from spp_cli.pruning.subsets import solve_within, solving_bytes
 from spp_cli.recovering.recovery import Recovery
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LeastSquares"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from spp_cli.config import Section
 from spp_cli.pruning.method import Pruned
 from spp_cli.pruning.statistics import Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["NoRecovery", "Recovery"]
 

@@ -7,14 +7,20 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from spp_cli.deferred import deferred
 from spp_cli.errors import ModelError
 from spp_cli.models.tensor_file import TensorFile, write_tensors
 from spp_cli.reading import parse_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    np = deferred("numpy")
+    torch = deferred("torch")
 
 __all__ = [
     "FILE_NAME",
@@ -28,7 +34,7 @@ __all__ = [
 ]
 
 FILE_NAME = "keep_masks.safetensors"
-_BIT_VALUES = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+_BIT_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def zeroed(weight: Tensor, keep: Tensor) -> Tensor:
@@ -46,7 +52,8 @@ def pack(keep: Tensor) -> Tensor:
         return torch.from_numpy(np.packbits(keep.numpy(), bitorder="little"))
     bits = keep.flatten().to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    return (bits * _BIT_VALUES.to(bits.device)).sum(dim=1, dtype=torch.uint8)
+    values = torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=bits.device)
+    return (bits * values).sum(dim=1, dtype=torch.uint8)
 
 
 def packed_size(shape: Sequence[int]) -> int:
@@ -88,7 +95,7 @@ def save_masks(
     return digest
 
 
-class KeepMasks(Mapping[str, Tensor]):
+class KeepMasks(Mapping[str, "Tensor"]):
     """The masks of a folder by linear name: (out_features, in_features) bool, read when asked for.
 
     Raises:
@@ -146,7 +153,7 @@ class KeepMasks(Mapping[str, Tensor]):
         return LazyMapping(self, self.packed)
 
 
-class LazyMapping(Mapping[str, Tensor]):
+class LazyMapping(Mapping[str, "Tensor"]):
     """Tensors by name, each read when asked for."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
