@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from spp_cli.comparability import reasons, recovered
@@ -78,8 +79,9 @@ def evaluations(run: Run) -> list[Row]:
         if manifest is None or document is None:
             return []
         models, shares = document["models"], document["recovered"]
+        records = _Records(run)
         return [
-            _row(_Evaluated(run, manifest, stage, models[stage]), shares.get(stage, {}))
+            _row(_Evaluated(records, manifest, stage, models[stage]), shares.get(stage, {}))
             for stage in MADE_BY
             if stage in models
         ]
@@ -106,12 +108,34 @@ def _is_same_dense(row: Row, other: Row) -> bool:
     return row["stage"] == "dense" and all(row[key] == other[key] for key in keys)
 
 
+class _Records:
+    """The records of one run, each read once for all of its models."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @cached_property
+    def manifests(self) -> dict[str, Manifest | None]:
+        """Those of the stages before the evaluation; None of one that is not there, or damaged."""
+        return {name: self.run.intact_manifest(name) for name in MADE_BY["merge"]}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What the evaluation was configured with; empty if that cannot be read."""
+        with suppress(ConfigError):
+            return read_yaml(self.run.folder / "eval" / CONFIG).values
+        return {}
+
+
 class _Evaluated:
     """One model of a results.json, and the records of the stages that it was made by."""
 
-    def __init__(self, run: Run, evaluation: Manifest, stage: str, model: dict[str, Any]) -> None:
-        self.run, self.evaluation, self.stage, self.model = run, evaluation, stage, model
-        manifests = {name: run.intact_manifest(name) for name in MADE_BY[stage]}
+    def __init__(
+        self, records: _Records, evaluation: Manifest, stage: str, model: dict[str, Any]
+    ) -> None:
+        self.records, self.run = records, records.run
+        self.evaluation, self.stage, self.model = evaluation, stage, model
+        manifests = {name: records.manifests[name] for name in MADE_BY[stage]}
         there = {name: manifest for name, manifest in manifests.items() if manifest}
         measured = _digests(stage, model["digest"])
         self.is_outdated = any(
@@ -137,19 +161,14 @@ class _Evaluated:
                 sections |= self.made_by[name].settings
                 sections["seed"] = self.made_by[name].seed
             else:
-                sections[name] = self._config().get(name, {})
+                sections[name] = self.records.config.get(name, {})
         sections.pop("model", None)  # its digest is a row's own
         return dict(_leaves(sections)) if sections else {}
 
     def path(self) -> str | None:
         """Return the dense model's path as it was configured."""
-        model = self._config().get("model")
+        model = self.records.config.get("model")
         return model.get("path") if isinstance(model, Mapping) else model
-
-    def _config(self) -> dict[str, Any]:
-        with suppress(ConfigError):
-            return read_yaml(self.run.folder / "eval" / CONFIG).values
-        return {}
 
     def dense_digest(self) -> str:
         if self.stage == "dense":
@@ -251,7 +270,7 @@ def _bytes_packed(evaluated: _Evaluated) -> int | None:
     is_dense = evaluated.stage == "dense"
     manifest = made_by.get("merge", made_by.get("prune"))
     if is_dense:
-        manifest = evaluated.run.intact_manifest("prune")
+        manifest = evaluated.records.manifests["prune"]
     if not (manifest and model.get("parameters")):
         return None
     width = round(_bytes_of_weights(manifest) / model["parameters"])

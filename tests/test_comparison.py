@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from spp_cli import comparison
 from spp_cli.cli import app
 from spp_cli.comparability import reasons
 from spp_cli.comparison import rows
-from spp_cli.workspace import Workspace
+from spp_cli.workspace import Run, Workspace
 
 
 @pytest.fixture
@@ -53,6 +54,20 @@ def test_a_row_has_what_the_stages_put_on_record(side_by_side: Workspace) -> Non
     assert merge["stage_minutes"] == pytest.approx(seconds[2] / 60)
     assert merge["peak_memory_bytes"] == max(m.peak_memory_bytes for m in manifests.values())
     assert merge["bytes_packed"] == manifests["merge"].metrics["packed_bytes"]
+
+
+def test_the_records_of_a_run_are_read_once_for_all_of_its_models(
+    side_by_side: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    read_yaml, manifest = comparison.read_yaml, Run.manifest
+    monkeypatch.setattr(comparison, "read_yaml", lambda file: reads.append(file) or read_yaml(file))
+    monkeypatch.setattr(
+        Run, "manifest", lambda run, stage: reads.append(run.folder / stage) or manifest(run, stage)
+    )
+    assert len(rows_of(side_by_side, "wanda")) == 4
+    assert reads
+    assert len(reads) == len(set(reads))
 
 
 def test_bytes_without_a_record_are_those_of_the_archive_but_for_its_headers(
