@@ -13,7 +13,7 @@ from spp_cli.reporting.bench_table import bench_table
 
 __all__ = ["BENCH"]
 
-_BATCH_SIZES = "1,4,16,64"
+_BATCH_SIZES = "1,8"
 
 
 def _bench(given: Given, reporter: Reporter) -> Answer:
