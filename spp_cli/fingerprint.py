@@ -108,6 +108,25 @@ class Manifest(BaseModel):
         return Fingerprint(self.settings, self.inputs, self.seed, self.format)
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest has on the disk: its values, and a digest of them."""
+    plain = json.loads(json.dumps(dict(record), default=_plain))
+    return {**plain, "sha256": _seal(plain)}
+
+
+def is_as_sealed(record: Mapping[str, Any]) -> bool:
+    """Whether ``record``, read again, is what ``sealed`` returned, or is from before it was there.
+
+    If so, cards and reports may take its values for what a stage wrote.
+    """
+    return record.get("sha256") in (None, _seal(record))
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in record.items() if key != "sha256"}
+    return sha256(json.dumps(values, sort_keys=True))
+
+
 @dataclass(frozen=True)
 class Difference:
     """One setting that two fingerprints do not share; as text "prune.sparsity: 0.5 → 0.75"."""

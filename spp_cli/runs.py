@@ -30,7 +30,9 @@ from spp_cli.fingerprint import (
     digest_of,
     disk_errors,
     file_digests,
+    is_as_sealed,
     remember_as,
+    sealed,
     versions,
     write_json,
     write_text,
@@ -113,8 +115,11 @@ class Run:
         if not os.path.lexists(folder):
             return None
         try:
-            manifest = Manifest.model_validate(read_json(folder / MANIFEST))
+            record = read_json(folder / MANIFEST)
+            manifest = Manifest.model_validate(record)
             problem = damage(folder, manifest.files)
+            if not is_as_sealed(record):
+                problem = f"{folder / MANIFEST} has changed since it was written"
             if stage == "eval" and not problem:  # so small that it is read each time
                 problem = self._change(manifest)
             if manifest.stage != stage:
@@ -354,7 +359,7 @@ class Run:
             sync_output(partial, lent.files)
             asked = {"settings": dict(fingerprint.settings), "seed": fingerprint.seed}
             manifest = lent.model_copy(update={"borrowed_from": lender.name, **asked})
-            write_json(partial / MANIFEST, manifest.model_dump())
+            write_json(partial / MANIFEST, sealed(manifest.model_dump()))
             put_in_place(self.folder / stage)
         return self.manifest(stage)
 
@@ -404,7 +409,7 @@ class Run:
                 started=started,
                 finished=datetime.now().astimezone().isoformat(timespec="seconds"),
             )
-            write_json(partial / MANIFEST, manifest.model_dump())
+            write_json(partial / MANIFEST, sealed(manifest.model_dump()))
             put_in_place(self.folder / stage)
         remember_as(self._digest_cache, partial, self.folder / stage)
         published = self.manifest(stage)

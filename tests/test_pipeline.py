@@ -116,7 +116,7 @@ def test_what_an_earlier_version_made_without_a_setting_has_its_default():
     record = Path("workspace/r/prune/manifest.json")
     manifest = json.loads(record.read_bytes())
     del manifest["settings"]["prune"]["recover"]
-    record.write_text(json.dumps({**manifest, "fingerprint": "of then"}))
+    record.write_text(json.dumps({**manifest, "sha256": None, "fingerprint": "of then"}))
     assert skipped(run()) == list(STAGES)
     with pytest.raises(WorkspaceError, match=r"prune\.recover\.name: not set → least-squares"):
         run("prune", changes={"prune.recover": "least-squares"})
@@ -217,7 +217,9 @@ def test_a_record_of_before_with_a_seed_that_no_stage_reads_and_without_keys_tha
         for key in keys:
             del manifest["settings"][stage][key]
         seed = 7 if stage == "prune" else 0
-        record.write_text(json.dumps({**manifest, "seed": seed, "fingerprint": "of then"}))
+        record.write_text(
+            json.dumps({**manifest, "sha256": None, "seed": seed, "fingerprint": "of then"})
+        )
     assert skipped(run()) == list(STAGES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -227,9 +228,16 @@ def test_a_stage_that_is_needed_and_missing_or_unfinished_says_how_to_make_it(ru
         run.require("prune", for_stage="finetune")
 
 
+def change(folder: Path, **values: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 DAMAGE = {
     "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json is corrupt": lambda folder: (folder / "manifest.json").write_text("{"),
+    "manifest.json has changed since it was written": lambda folder: change(folder, metrics={}),
+    "manifest.json is corrupt ": lambda folder: (folder / "manifest.json").write_text("[" * 99999),
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
     "model.safetensors has 3 bytes instead of 7": lambda folder: os.truncate(
         folder / "model.safetensors", 3
@@ -242,7 +250,9 @@ def test_a_damaged_result_is_never_used_and_replaced_only_with_force(run: Run, d
     finish(run, "prune", made_from())
     DAMAGE[damage](run.folder / "prune")
     assert run.state("prune") == "damaged"
-    with pytest.raises(WorkspaceError, match=f"{damage}, so the prune of run demo cannot be trust"):
+    with pytest.raises(
+        WorkspaceError, match=f"{damage.strip()}, so the prune of run demo cannot be trust"
+    ):
         run.require("prune", for_stage="finetune")
     with pytest.raises(WorkspaceError, match=r"Make it again: spp prune --run demo --force$"):
         finish(run, "prune", made_from())
