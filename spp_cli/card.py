@@ -14,6 +14,7 @@ from spp_cli.fingerprint import sha256, write_text
 from spp_cli.invocation import recorded_settings
 from spp_cli.models.origin import CARD, licence_files
 from spp_cli.progress import Reporter
+from spp_cli.publishing import CONFIG
 from spp_cli.report import facts
 from spp_cli.reporting.card import card
 from spp_cli.reporting.story import model_name
@@ -46,6 +47,11 @@ def model_card(run: Run, stage: str, *, repository: str | None = None, packed: b
     results = _results(run, stage, manifests)
     sections = ("model", "seed", *MADE_BY[stage], *(["eval"] if results else []))
     settings = _without_folders(recorded_settings(run).only(sections).values)
+    if "model" not in settings:  # of config.yaml, which is no part of a stage's output
+        raise WorkspaceError(
+            f"{folder / CONFIG} does not name the model; it has changed since it was written. "
+            f"Make it again: spp {stage} --run {run.name} --force"
+        )
     origin = manifests.get("prune", {}).get("metrics", {}).get("origin") or {}
     text = card(
         {

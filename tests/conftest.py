@@ -15,7 +15,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from spp_cli.config import SppConfig
-from spp_cli.fingerprint import digest_of, file_digests
+from spp_cli.fingerprint import digest_of, file_digests, sealed
 from spp_cli.models.checkpoint import SINGLE, locate
 from spp_cli.pipeline import run_stages
 from spp_cli.progress import Silent
@@ -154,7 +154,8 @@ def change_results(run: Run, change: Callable[[dict[str, Any]], object]) -> None
     record = json.loads((folder / MANIFEST).read_text())
     digests = file_digests(folder, [RESULTS])
     record |= {"files": {RESULTS: (folder / RESULTS).stat().st_size}, "digests": digests}
-    (folder / MANIFEST).write_text(json.dumps({**record, "output_digest": digest_of(digests)}))
+    record["output_digest"] = digest_of(digests)
+    (folder / MANIFEST).write_text(json.dumps(sealed(record)))
 
 
 def add_tokenizer(folder: Path) -> Path:

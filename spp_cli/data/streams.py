@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO, cast
 import pyarrow  # type: ignore[import-untyped]
 
 from spp_cli.errors import DataError
+from spp_cli.reading import check_regular
 
 __all__ = [
     "compression_of",
@@ -66,6 +67,12 @@ def plain_name(path: Path) -> str:
 
 def compression_of(path: Path) -> str | None:
     """Return what a file is compressed with, by its first bytes or else its name; None: nothing."""
+    try:
+        check_regular(path)
+    except OSError as error:
+        if error.errno is not None:  # what any file may say
+            raise
+        raise DataError(f"{path}: {error}. Write its rows into a file") from None
     with path.open("rb") as stream:
         begin = stream.read(8)
     for name, (mark, _) in _COMPRESSED.items():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spp_cli import processes
-from spp_cli.errors import WorkspaceError
+from spp_cli.errors import SppError, WorkspaceError
 from spp_cli.progress import Reporter
 from spp_cli.reading import read_json
 
-__all__ = ["mark_complete", "newest_checkpoint"]
+__all__ = ["damage_named", "mark_complete", "newest_checkpoint"]
 
 _COMPLETE = "complete.json"  # written last: how many processes made it, and the size of every file
 
@@ -23,6 +25,25 @@ def mark_complete(checkpoint: Path) -> None:
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
     record = {"processes": processes.count(), "files": sizes}
     (checkpoint / _COMPLETE).write_text(json.dumps(record))
+
+
+@contextmanager
+def damage_named(checkpoint: str | None) -> Iterator[None]:
+    """Turn whatever goes wrong with the content of a checkpoint into one line that names it.
+
+    Raises:
+        WorkspaceError: something does.
+    """
+    try:
+        yield
+    except (SppError, MemoryError):
+        raise
+    except Exception as error:  # pickles of others: torch, numpy and Python fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise WorkspaceError(
+            f"{checkpoint} is damaged: {reason}. Remove this folder to resume from the checkpoint "
+            "before it, or start again with --force"
+        ) from error
 
 
 def newest_checkpoint(folder: Path, reporter: Reporter) -> Path | None:

@@ -23,7 +23,7 @@ from spp_cli.models.cross_entropy import IGNORED
 from spp_cli.progress import Reporter
 from spp_cli.training import sharding
 from spp_cli.training.callbacks import CheckMasks, KeepBest, Progress
-from spp_cli.training.checkpoints import mark_complete, newest_checkpoint
+from spp_cli.training.checkpoints import damage_named, mark_complete, newest_checkpoint
 from spp_cli.training.distillation import Distillation
 from spp_cli.training.objectives.causal import (
     causal_loss,
@@ -309,13 +309,18 @@ class AdapterTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        state = torch.load(Path(checkpoint) / "optimizer.pt", weights_only=True)
-        sharding.load_whole_state(self.optimizer, state)
-        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
-        self.lr_scheduler.load_state_dict(schedule)
+        with damage_named(checkpoint):
+            if not self.is_fsdp_enabled or checkpoint is None:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            state = torch.load(Path(checkpoint) / "optimizer.pt", weights_only=True)
+            sharding.load_whole_state(self.optimizer, state)
+            schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with damage_named(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         assert self.model is not None

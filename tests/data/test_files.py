@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,13 @@ def test_a_broken_file_is_one_clear_line(
     read = read_text if name.startswith("a.txt") else values
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl: .*a pipe") as caught:
+        values(tmp_path / "a.jsonl")
     assert "\n" not in str(caught.value)
 
 

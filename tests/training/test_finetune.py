@@ -320,6 +320,17 @@ def test_a_truncated_checkpoint_is_left_out_with_a_word_about_it(sources, tmp_pa
     assert silent.warnings == [f"the checkpoint of step {steps[-1]} is unfinished; it is left out"]
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_of_junk_is_named_with_what_to_do(sources, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(AdapterTrainer, "training_step", dying_at(7))
+    with pytest.raises(Killed):
+        train(sources, tmp_path / "a")
+    newest = newest_checkpoint(tmp_path / "a/.resume", Silent())
+    (newest / name).write_bytes(b"j" * (newest / name).stat().st_size)
+    with pytest.raises(WorkspaceError, match=r"checkpoint-\d+ is damaged: .*Remove this folder"):
+        train(sources, tmp_path / "a")
+
+
 def test_the_best_adapter_is_kept_and_not_the_last(sources, tmp_path):
     # A rate so high that losses go up and down: which one is best is chance, the last is seldom.
     metrics = train(sources, tmp_path / "a", learning_rate=30.0, schedule="constant").metrics
