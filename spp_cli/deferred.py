@@ -1,14 +1,15 @@
-"""Modules that are imported when something of them is used: torch takes seconds to load.
+"""torch and numpy, imported when something of them is used: torch takes seconds to load.
 
 What is read to check a configuration, the methods' own settings among it, must not wait for them.
+``from spp_cli.deferred import Tensor, torch`` reads and is checked like the import it stands for.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["deferred"]
+__all__ = ["Tensor", "np", "torch"]
 
 
 class _Deferred:
@@ -24,14 +25,12 @@ class _Deferred:
         return f"<module {self._name!r}, when it is needed>"
 
 
-def deferred(name: str) -> Any:
-    """Return what stands for the module ``name``, and imports it when it is used.
-
-    To be bound where type checkers do not look; they see the plain import::
-
-        if TYPE_CHECKING:
-            import torch
-        else:
-            torch = deferred("torch")
-    """
-    return _Deferred(name)
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+else:
+    np, torch = _Deferred("numpy"), _Deferred("torch")
+    Tensor = (
+        "Tensor"  # for annotations alone, which nobody evaluates; isinstance wants torch.Tensor
+    )

@@ -227,7 +227,7 @@ MISTAKES = [
     ("seed: -1", "seed is -1; must be a whole number of at least 0 and below 4294967296"),
     (
         "merge: 5",
-        "merge is 5; must be a section with the keys check_sequences, check_length, packed",
+        "merge is 5; must be a section with the keys dtype, rounding, check_sequences, check_length, allow_loss, packed",
     ),
     (
         "colour: red",

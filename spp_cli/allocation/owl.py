@@ -10,18 +10,13 @@ from pydantic import Field
 
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.errors import not_finite
 from spp_cli.pruning.statistics import InputNorm
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from spp_cli.allocation.dense import DenseModel
     from spp_cli.models.decoder import Linear
-else:
-    torch = deferred("torch")
 
 __all__ = ["OWL", "outlier_percentage"]
 

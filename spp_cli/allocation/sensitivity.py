@@ -16,17 +16,12 @@ from pydantic import Field
 from spp_cli import processes
 from spp_cli.allocation.allocation import Allocated, Allocation
 from spp_cli.allocation.budget import balanced, highest_ratio
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.errors import ConfigError, not_finite
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from spp_cli.allocation.dense import DenseModel
     from spp_cli.models.decoder import Linear
-else:
-    torch = deferred("torch")
 
 __all__ = ["Sensitivity", "fisher_traces", "hessian_traces"]
 

@@ -6,22 +6,16 @@ Models, arXiv:2406.07831.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.reconstruction import energy
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["ALPS"]
 

@@ -6,11 +6,11 @@ Zhao et al. 2024, arXiv:2408.03728.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.factor import Factor
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.reconstruction import Reconstruction
@@ -19,12 +19,6 @@ from spp_cli.pruning.statistics import PairedGram
 from spp_cli.pruning.wanda import Wanda
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["Fista", "lasso"]
 

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.factor import Factor, inverse_factor
 from spp_cli.pruning.method import Pruned, PruningMethod, misfit_of_blocks
 from spp_cli.pruning.statistics import Gram
 from spp_cli.pruning.subsets import solve_within, solving_bytes
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["MRP"]
 

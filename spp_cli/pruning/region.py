@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spp_cli import processes
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.statistics import Statistic
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from spp_cli.models.calls import BlockCalls
     from spp_cli.models.decoder import Linear
     from spp_cli.pruning.inputs import Known
-else:
-    torch = deferred("torch")
 
 __all__ = ["Region"]
 

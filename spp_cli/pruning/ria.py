@@ -7,23 +7,17 @@ Models, ICLR 2024.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.region import Region
 from spp_cli.pruning.statistics import InputNorm
 from spp_cli.pruning.wanda import never_zero
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["RIA", "dealt_out", "relative_importance"]
 

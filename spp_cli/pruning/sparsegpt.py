@@ -6,21 +6,15 @@ Frantar & Alistarh 2023, arXiv:2301.00774.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.factor import Factor, inverse_factor
 from spp_cli.pruning.method import Pruned, PruningMethod, misfit_of_blocks
 from spp_cli.pruning.statistics import Gram
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["SparseGPT"]
 

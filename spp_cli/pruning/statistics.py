@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from spp_cli import processes
-from spp_cli.deferred import deferred
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
+from spp_cli.deferred import Tensor, torch
 
 _NARROWEST_PANEL = 256
 

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.errors import NumericalError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["solve_within", "solving_bytes"]
 

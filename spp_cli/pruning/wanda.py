@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.statistics import Gram, InputNorm
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["Wanda", "never_zero"]
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from spp_cli import processes
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.method import Pruned, PruningMethod
 from spp_cli.pruning.region import Region
 from spp_cli.pruning.statistics import Gram, InputNorm
 from spp_cli.pruning.wanda import never_zero
 from spp_cli.sparsity.masks import zeroed
 from spp_cli.sparsity.patterns import Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["WandaPlusPlus"]
 

@@ -6,20 +6,14 @@ weights that stay as they were.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, torch
 from spp_cli.pruning.statistics import Moments
 from spp_cli.refining.refinement import Refinement
 from spp_cli.sparsity.patterns import NofM, Pattern
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = deferred("torch")
 
 __all__ = ["DSnoT"]
 

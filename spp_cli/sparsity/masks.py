@@ -7,20 +7,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from spp_cli.deferred import deferred
+from spp_cli.deferred import Tensor, np, torch
 from spp_cli.errors import ModelError
 from spp_cli.models.tensor_file import TensorFile, write_tensors
 from spp_cli.reading import parse_json
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
-else:
-    np = deferred("numpy")
-    torch = deferred("torch")
 
 __all__ = [
     "FILE_NAME",
