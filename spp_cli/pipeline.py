@@ -99,6 +99,8 @@ def run_stages(
         if stage == stages[0] and _NEEDS[stage]:
             keep += f" --from-run {handle.name}"
         with processes.leading() as tell:
+            if stage == stages[0]:
+                _check_ahead(stages, config, handle)
             if source and stage == stages[0]:
                 _take_over(_NEEDS[stage], workspace.run(source), handle, reporter)
             outcomes.append(
@@ -106,6 +108,35 @@ def run_stages(
             )
     processes.disconnect()
     return outcomes
+
+
+def _check_ahead(stages: Sequence[str], config: SppConfig, run: Run) -> None:
+    """Find before the first of several stages what a later one would be refused for.
+
+    That files of text and rows are there, and tasks and packages; rows are not read yet.
+
+    Raises:
+        SppError: as the later stage.
+    """
+    later = stages[1:]
+    if not later or up_to_date(stages[:-1], config, run=run.name):
+        return
+    from spp_cli.data.text import check_sources
+
+    if "finetune" in later:
+        data = config.finetune.data
+        check_sources(data.source, "finetune.data.source")
+        check_sources(data.validation_source or (), "finetune.data.validation_source")
+        from spp_cli.training.arguments import check_reports
+
+        check_reports(config.finetune.report_to)
+    tasks = [name for name in config.eval.tasks if name != "perplexity"]
+    if "eval" in later and "perplexity" in config.eval.tasks:
+        check_sources(config.eval.perplexity.source, "eval.perplexity.source")
+    if "eval" in later and tasks:
+        from spp_cli.evaluation.harness import load_tasks
+
+        load_tasks(tasks, config.eval)
 
 
 def _take_over(stages: Sequence[str], source: Run, run: Run, reporter: Reporter) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "SPLITS",
     "Texts",
     "Use",
+    "check_sources",
     "find",
     "how_to_supply",
     "hub_set",
@@ -197,6 +198,17 @@ def find(source: str, setting: str) -> Path | None:
         f"{setting}: {source}: no such file or folder{nearest(source, NAMED) or '.'} "
         f"Allowed: {', '.join(NAMED)}, a file, a folder, or owner/name of a hub data set"
     )
+
+
+def check_sources(sources: str | Iterable[str], setting: str) -> None:
+    """Refuse, without a look inside, sources of text or rows that are nowhere.
+
+    Raises:
+        DataError: one is no data set, and there is no such file or folder.
+    """
+    for source in [sources] if isinstance(sources, str) else sources:
+        if source not in (*NAMED, "auto"):
+            find(source, setting)
 
 
 def how_to_supply(name: str, section: str) -> str:

@@ -49,6 +49,16 @@ MISTAKES = [
         "--from-run is for a new run. Name it with --run NAME",
     ),
     Mistake(
+        "a task that only the last of several stages needs",
+        "spp run small.yaml --run new --set eval.tasks=[hellaswagg]",
+        "eval.tasks names 'hellaswagg', an unknown task. Did you mean 'hellaswag'?",
+    ),
+    Mistake(
+        "rows that only the second of several stages needs",
+        "spp run small.yaml --run new --set finetune.data.source=nowhere.jsonl",
+        "finetune.data.source: nowhere.jsonl: no such file or folder. Allowed: …",
+    ),
+    Mistake(
         "merge before finetune",
         "spp merge --run base-wanda-0.6",
         "merge needs a finetuned model, and run base-wanda-0.6 has none. "
