@@ -71,6 +71,8 @@ def look_inside(
         from spp_cli.stages.stage import Sources
 
         folder, demo = dense_model(config, "report")
+        for stage in gathered["manifests"]:
+            run.check_files(stage)
     except SppError as error:
         if prompts or layer:
             raise

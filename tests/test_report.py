@@ -225,6 +225,16 @@ def test_a_dense_model_that_is_gone_costs_what_it_is_needed_for_and_no_more(here
     assert "base" in report("first", "--prompt", "x", code=2)["error"]
 
 
+def test_models_that_are_no_longer_those_on_record_write_nothing(here):
+    weights = Path("workspace/first/merge/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0xFF
+    weights.write_bytes(content)
+    (warning,) = report("first")["warnings"]
+    assert warning.startswith("No samples and no histogram of weights: ")
+    assert f"{weights} has changed since" in warning
+
+
 def test_without_matplotlib_the_page_has_all_but_plots(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     document = report("first", "--no-samples")
