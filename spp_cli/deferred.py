@@ -19,7 +19,10 @@ class _Deferred:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        module = importlib.import_module(self._name)
+        # From now on all is found without this function, which torch.compile would not follow.
+        vars(self).update(vars(module))
+        return getattr(module, attribute)
 
     def __repr__(self) -> str:
         return f"<module {self._name!r}, when it is needed>"
