@@ -20,6 +20,8 @@ from spp_cli.models.checkpoint import Checkpoint, locate
 from spp_cli.models.decoder import Decoder, Linear, select
 from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
 from spp_cli.models.prunable import Prunable
+from spp_cli.models.stored import StoredTensors
+from spp_cli.models.unused import check_unused
 from spp_cli.pipeline import settings_fingerprint
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import (
@@ -68,6 +70,11 @@ def plan(config: SppConfig, run: str | None) -> dict[str, Any]:
     patterns = {linear.name: pattern for linear in linears}
     settings.allocation.check(linears, pattern.sparsity)
     problems = misfits(linears, settings.method, patterns)
+    if checkpoint.locations:  # its weights are here, and prune would refuse these
+        weights = StoredTensors(checkpoint, model)
+        check_unused(weights, model)
+        for linear in linears:
+            weights.dtype(f"{linear.name}.weight")
 
     ratios: Mapping[str, float] = {}  # none yet, if they will be measured
     if not settings.allocation.reads_text:

@@ -211,6 +211,12 @@ MISTAKES = [
         ),
     ),
     Mistake(
+        "a plan for weights of more blocks than config.json says",
+        "spp plan --model base",
+        "base: the weights have a block model.layers.1, and config.json describes a model of 1. …",
+        (edited("base/config.json", num_hidden_layers=1),),
+    ),
+    Mistake(
         "a weight of NaN",
         PRUNE,
         f"base: {DOWN}.weight holds 1,536 values that are NaN or infinity. {DAMAGED}",
