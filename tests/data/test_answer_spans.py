@@ -95,6 +95,10 @@ def test_the_turns_are_those_that_the_template_would_tell(
         assert any(tag in answer for answer in said for tag in literals_of(STAND_INS[name]))
         return
     assert found.text == told.text
+    if name == "thoughts invited" and any("<think>" in answer for answer in said):
+        # Whether the answer or the invitation has opened these thoughts cannot be told.
+        assert {end for _, end in found.answers} <= {end for _, end in told.answers}
+        return
     unseen = set(told.answers) - set(found.answers)
     assert set(found.answers) <= set(told.answers)
     # A turn of which the template shows no words is none to learn.

@@ -87,6 +87,7 @@ def test_in_a_terminal_the_bar_is_gone_before_an_error_is_shown(folder):
     before, _, after = shown.partition("error: finetune: ")
     assert before.rfind(CURSOR_IS_BACK) > before.rfind("steps")
     hint = r"Lower finetune\.learning_rate, or raise finetune\.warmup_ratio"
+    others = "With other settings add --force, which discards what is unfinished"
     found = r"(validation )?loss is \w+|\S+ has weights of nan or inf"
-    assert re.fullmatch(rf"({found}) at step \d\. {hint}\s+", after)
+    assert re.fullmatch(rf"({found}) at step \d\. {hint}\. {others}\s+", after)
     assert "Traceback" not in shown
