@@ -33,6 +33,7 @@ _OF_A_TASK = {
 }
 _DECIDING = ("digest", "length", "tasks", "members", *_OF_A_TASK.values())
 _NEWER = ("definition", "device", "members")  # results of earlier versions do not have them
+_SURE = 2  # standard errors: less is no loss that was measured
 _ABSENT = object()  # a row that has no such measurement has no setting of it either
 
 
@@ -48,7 +49,7 @@ def recovered(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, fl
     """Return, for finetune and merge, the share of what pruning lost that came back, by task.
 
     (pruned − now) / (pruned − dense), perplexity in nats; 1 is all of it. None where the three were
-    not measured alike, or pruning lost no more than the error of the measurement.
+    not measured alike, or pruning lost no more than twice the standard error of the measurement.
 
     Args:
         models: ``models`` of a results.json, by dense, prune, finetune and merge.
@@ -69,7 +70,7 @@ def _share(dense: Result, pruned: Result, now: Result) -> float | None:
     if not (alike(dense, now) and alike(pruned, now)):
         return None
     lost = _loss(pruned) - _loss(dense)
-    if not lost > _error_of_difference(dense, pruned):
+    if not lost > _SURE * _error_of_difference(dense, pruned):
         return None
     return (_loss(pruned) - _loss(now)) / lost
 

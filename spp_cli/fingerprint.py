@@ -372,6 +372,10 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if "iostream error" in str(error):  # torch's writer, of any fault of the disk
+            raise WorkspaceError(
+                f"cannot write {folder}: the disk fails. Mend this, then run the same command again"
+            ) from error
         if not _is_full_disk(error):
             raise
         raise WorkspaceError(f"cannot write {folder}: the disk is full. {_FREE_SPACE}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from spp_cli.models.loading import compute_dtype, empty_model, resolve_device
 from spp_cli.models.prunable import Prunable
 from spp_cli.models.stored import StoredTensors
 from spp_cli.models.unused import check_unused
-from spp_cli.pipeline import settings_fingerprint
+from spp_cli.pipeline import digest_at_hand, settings_fingerprint
 from spp_cli.pruning.engine import misfits
 from spp_cli.pruning.needs import (
     CalibrationSize,
@@ -249,6 +250,11 @@ def changed_settings(run: Run, stage: str, config: SppConfig) -> list[Difference
     old = manifest.made_from() if manifest else run.unfinished(stage)
     if old is None:
         return []
-    known = {name: old.settings[name] for name in old.settings if name != "model"}
-    new = settings_fingerprint(stage, config, {})
+    known, new = dict(old.settings), settings_fingerprint(stage, config, {})
+    digest = digest_at_hand(config.model, Workspace(config.workspace)) if "model" in known else None
+    if digest is None:
+        known.pop("model", None)
+    else:
+        asked = {"digest": digest[:16], "dtype": config.model.dtype}
+        new = replace(new, settings={**new.settings, "model": asked})
     return differences(Fingerprint(known, {}, old.seed, old.format), new)

@@ -25,6 +25,7 @@ from spp_cli.fingerprint import (
     differences,
     file_digest,
     folder_digest,
+    full_disk_errors,
     leaves,
     versions,
     write_json,
@@ -277,3 +278,11 @@ def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "workspace").write_text("")
     with pytest.raises(WorkspaceError, match=r"cannot write .*Not a directory\. Something else is"):
         write_text(tmp_path / "workspace" / "config.yaml", "")
+
+
+def test_what_torch_says_of_a_failing_disk_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WorkspaceError, match=r"the disk fails\. Mend this"),
+        full_disk_errors(tmp_path),
+    ):
+        raise RuntimeError("basic_ios::clear: iostream error")

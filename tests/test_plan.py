@@ -154,6 +154,16 @@ def test_stages_are_told_with_what_would_become_of_them(model, tmp_path):
     assert actions()["prune"] == "refuse: damaged"
 
 
+def test_a_run_of_another_model_is_refused_as_prune_does(model, tmp_path):
+    settings = config(model, tmp_path)
+    run_stages(["prune"], settings, Silent(), run="r")
+    assert plan(settings, "r")["stages"]["prune"]["action"] == "nothing"
+    other = add_tokenizer(make_model("llama", tmp_path / "other", vocab_size=4096))
+    action = plan(config(other, tmp_path), "r")["stages"]["prune"]["action"]
+    assert action.startswith("refuse: ")
+    assert "model.digest" in action
+
+
 def test_experts_are_counted_each(tmp_path):
     folder = make_model("mixtral", tmp_path / "model", torch.bfloat16)
     planned = plan(config(folder, tmp_path, pattern="2:4"), None)
