@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -12,6 +11,7 @@ from spp_cli.comparability import reasons, recovered
 from spp_cli.errors import ConfigError, WorkspaceError
 from spp_cli.fingerprint import Manifest
 from spp_cli.publishing import CONFIG, RESULTS
+from spp_cli.reading import read_json
 from spp_cli.settings import read_yaml
 from spp_cli.workspace import Run
 
@@ -95,7 +95,7 @@ def evaluation_of(run: Run) -> dict[str, Any] | None:
     The shares recovered are judged here: those of earlier versions mixed texts and limits.
     """
     try:
-        document: dict[str, Any] = json.loads((run.folder / "eval" / RESULTS).read_bytes())
+        document = read_json(run.folder / "eval" / RESULTS)
         models = document["models"]
         models = {stage: models[stage] for stage in MADE_BY if stage in models}
         return {**document, "models": models, "recovered": recovered(models)}

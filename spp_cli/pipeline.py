@@ -95,14 +95,15 @@ def run_stages(
     workspace.remove_leftovers()
     outcomes = []
     for stage in stages:
+        is_first = stage == stages[0]
         keep = "--run NAME"
-        if stage == stages[0] and _NEEDS[stage]:
+        if is_first and _NEEDS[stage]:
             keep += f" --from-run {handle.name}"
         with processes.leading() as tell:
-            if stage == stages[0]:
+            if is_first:
                 _check_ahead(stages, config, handle)
-            if source and stage == stages[0]:
-                _take_over(_NEEDS[stage], workspace.run(source), handle, reporter)
+                if source:
+                    _take_over(_NEEDS[stage], workspace.run(source), handle, reporter)
             outcomes.append(
                 _run_stage(stage, config, workspace, handle, reporter, force, tell, keep)
             )
